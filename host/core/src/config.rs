@@ -1,0 +1,57 @@
+//! Every bound and duration that the engine keeps to.
+
+use core::time::Duration;
+
+/// Bounds and durations of an [`Engine`](crate::Engine). The driver has validated them.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// A session ends this long after its last heartbeat was processed.
+    pub session_ttl: Duration,
+    /// Sessions at once (I7).
+    pub sessions_max: usize,
+    /// Waiters of one session at once (I7).
+    pub waiters_per_session_max: usize,
+    /// Waiters of one key at once (I7).
+    pub waiters_per_key_max: usize,
+    /// Keys tracked at once, whatever their state (I7).
+    pub keys_max: usize,
+    /// The longest wait that is granted; longer ones are cut to it.
+    pub wait_max: Duration,
+    /// The longest hold; it also stands for "none given".
+    pub hold_max: Duration,
+    /// The longest lock delay; longer ones are cut to it.
+    pub lock_delay_max: Duration,
+    /// How long a try (wait 0) waits for the *store* when the key is not owned yet.
+    pub claim_patience: Duration,
+    /// What local waiters may still get when another host wants the key.
+    pub handoff_budget: HandoffBudget,
+    /// Ownership of a key that nobody uses is given up after this long.
+    pub idle_ownership: Duration,
+}
+
+/// Handoffs that a key's owner may still make once another host wants the key (I4): whichever ends first.
+#[derive(Clone, Copy, Debug)]
+pub struct HandoffBudget {
+    /// Further grants.
+    pub grants: u32,
+    /// Time during which further grants may start.
+    pub time: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            session_ttl: Duration::from_secs(4),
+            sessions_max: 10_000,
+            waiters_per_session_max: 10_000,
+            waiters_per_key_max: 10_000,
+            keys_max: 1_000_000,
+            wait_max: Duration::from_secs(600),
+            hold_max: Duration::from_secs(3_600),
+            lock_delay_max: Duration::from_secs(3_600),
+            claim_patience: Duration::from_secs(1),
+            handoff_budget: HandoffBudget { grants: 64, time: Duration::from_millis(100) },
+            idle_ownership: Duration::from_secs(60),
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! The lock engine of Turnstile: a deterministic state machine without I/O, clock, randomness or threads.
+//!
+//! The driver feeds [`Input`]s with the current [`Instant`] to [`Engine::handle`], takes [`Command`]s out with
+//! [`Engine::poll_command`], and calls [`Engine::handle_timeout`] when [`Engine::next_deadline`] has come. The engine
+//! knows nothing of sockets or stores: ownership of keys and the host's lease reach it as inputs, claims and grants
+//! leave it as commands. Invariants are numbered as in ARCHITECTURE.md; [`Engine::check`] asserts them.
+
+mod command;
+mod config;
+mod engine;
+mod input;
+mod names;
+mod time;
+
+pub use command::{Command, EndReason, LostReason, RejectReason};
+pub use config::{Config, HandoffBudget};
+pub use engine::Engine;
+pub use input::{Acquire, Ending, Input, Resume};
+pub use names::{ClaimId, Epoch, HeartbeatSeq, HolderId, InvalidLockKey, LockKey, Mode, RequestId, SessionId, Token};
+pub use time::Instant;

@@ -1,0 +1,1 @@
+//! Harness of Turnstile's tests: real components started and watched, and load with a recorded history.
