@@ -54,17 +54,9 @@ impl Behaviour {
             finish: Finish::Complete,
             early: false,
         };
-        for word in text
-            .split(';')
-            .map(str::trim)
-            .filter(|word| !word.is_empty())
-        {
+        for word in text.split(';').map(str::trim).filter(|word| !word.is_empty()) {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
-            let number = || {
-                value
-                    .parse::<u64>()
-                    .unwrap_or_else(|_| panic!("{word:?} needs a number"))
-            };
+            let number = || value.parse::<u64>().unwrap_or_else(|_| panic!("{word:?} needs a number"));
             match name {
                 "delay" => behaviour.delay = Duration::from_millis(number()),
                 "status" => behaviour.status = u16::try_from(number()).expect("a status code"),

@@ -10,9 +10,9 @@ pub const SHIPPED: &str = include_str!("../../envoy/envoy.yaml");
 
 const LISTENER: &str = "/static_resources/listeners/0/address/socket_address";
 const MANAGER: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
-const FILTERS: &str =
-    "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
-const ROUTES: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/route_config/virtual_hosts/0/routes";
+const FILTERS: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
+const ROUTES: &str =
+    "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/route_config/virtual_hosts/0/routes";
 
 /// An Envoy bootstrap under change.
 pub struct Bootstrap(Value);
@@ -32,20 +32,14 @@ impl Bootstrap {
         self.replace("/admin/address/socket_address/port_value", json!(0));
         self.address("app", upstream);
         self.address("turnstile_host", host);
-        let wasm = format!(
-            "{}/typed_config/config/vm_config/code/local/filename",
-            filter("turnstile", &self.0)
-        );
+        let wasm = format!("{}/typed_config/config/vm_config/code/local/filename", filter("turnstile", &self.0));
         self.replace(&wasm, json!(plugin));
         self
     }
 
     /// Puts in the filter's configuration.
     pub fn configure(&mut self, configuration: &Value) -> &mut Self {
-        let place = format!(
-            "{}/typed_config/config/configuration/value",
-            filter("turnstile", &self.0)
-        );
+        let place = format!("{}/typed_config/config/configuration/value", filter("turnstile", &self.0));
         self.replace(&place, json!(configuration.to_string()))
     }
 
@@ -54,15 +48,9 @@ impl Bootstrap {
     /// # Panics
     /// If the file has no such place, or another type of value there.
     pub fn replace(&mut self, pointer: &str, value: Value) -> &mut Self {
-        let place = self
-            .0
-            .pointer_mut(pointer)
-            .unwrap_or_else(|| panic!("envoy.yaml has no {pointer}"));
+        let place = self.0.pointer_mut(pointer).unwrap_or_else(|| panic!("envoy.yaml has no {pointer}"));
         let same = std::mem::discriminant(place) == std::mem::discriminant(&value);
-        assert!(
-            same,
-            "envoy.yaml has {place} at {pointer}, which is no place for {value}"
-        );
+        assert!(same, "envoy.yaml has {place} at {pointer}, which is no place for {value}");
         *place = value;
         self
     }
@@ -121,34 +109,18 @@ impl Bootstrap {
     }
 
     fn object(&mut self, pointer: &str) -> &mut Map<String, Value> {
-        let place = self
-            .0
-            .pointer_mut(pointer)
-            .unwrap_or_else(|| panic!("envoy.yaml has no {pointer}"));
-        place
-            .as_object_mut()
-            .unwrap_or_else(|| panic!("{pointer} of envoy.yaml is no object"))
+        let place = self.0.pointer_mut(pointer).unwrap_or_else(|| panic!("envoy.yaml has no {pointer}"));
+        place.as_object_mut().unwrap_or_else(|| panic!("{pointer} of envoy.yaml is no object"))
     }
 
     fn list(&mut self, pointer: &str) -> &mut Vec<Value> {
-        let place = self
-            .0
-            .pointer_mut(pointer)
-            .unwrap_or_else(|| panic!("envoy.yaml has no {pointer}"));
-        place
-            .as_array_mut()
-            .unwrap_or_else(|| panic!("{pointer} of envoy.yaml is no list"))
+        let place = self.0.pointer_mut(pointer).unwrap_or_else(|| panic!("envoy.yaml has no {pointer}"));
+        place.as_array_mut().unwrap_or_else(|| panic!("{pointer} of envoy.yaml is no list"))
     }
 }
 
 fn filter(name: &str, bootstrap: &Value) -> String {
-    let filters = bootstrap
-        .pointer(FILTERS)
-        .and_then(Value::as_array)
-        .expect("envoy.yaml has HTTP filters");
+    let filters = bootstrap.pointer(FILTERS).and_then(Value::as_array).expect("envoy.yaml has HTTP filters");
     let index = filters.iter().position(|entry| entry["name"] == name);
-    format!(
-        "{FILTERS}/{}",
-        index.unwrap_or_else(|| panic!("envoy.yaml has no filter {name}"))
-    )
+    format!("{FILTERS}/{}", index.unwrap_or_else(|| panic!("envoy.yaml has no filter {name}")))
 }

@@ -38,10 +38,7 @@ pub fn judge(executions: &[Execution]) -> Verdict {
             keys.entry(key).or_default().push(execution);
         }
     }
-    let mut verdict = Verdict {
-        keys: keys.len(),
-        ..Verdict::default()
-    };
+    let mut verdict = Verdict { keys: keys.len(), ..Verdict::default() };
     for (key, mut executions) in keys {
         executions.sort_by_key(|execution| execution.start);
         verdict.executions += executions.len();
@@ -56,16 +53,8 @@ impl Verdict {
     /// # Panics
     /// If there is an overlap of holds or a token that did not grow.
     pub fn assert_safe(&self) {
-        assert!(
-            self.hold_overlaps.is_empty(),
-            "I1 is broken: {:#?}",
-            self.hold_overlaps
-        );
-        assert!(
-            self.token_faults.is_empty(),
-            "I2 is broken: {:#?}",
-            self.token_faults
-        );
+        assert!(self.hold_overlaps.is_empty(), "I1 is broken: {:#?}", self.hold_overlaps);
+        assert!(self.token_faults.is_empty(), "I2 is broken: {:#?}", self.token_faults);
     }
 
     /// As [`Verdict::assert_safe`]; nor may work that outlived its hold have met the next holder.
@@ -74,11 +63,7 @@ impl Verdict {
     /// If there is any overlap or a token that did not grow.
     pub fn assert_undisturbed(&self) {
         self.assert_safe();
-        assert!(
-            self.orphan_overlaps.is_empty(),
-            "the lock delay was not kept: {:#?}",
-            self.orphan_overlaps
-        );
+        assert!(self.orphan_overlaps.is_empty(), "the lock delay was not kept: {:#?}", self.orphan_overlaps);
     }
 }
 
@@ -89,13 +74,9 @@ fn judge_key(key: &str, executions: &[&Execution], verdict: &mut Verdict) {
     for execution in executions {
         let before = |end: Option<Instant>| end.is_none_or(|end| execution.start < end);
         if let Some(earlier) = latest_hold.filter(|earlier| before(hold_end(earlier))) {
-            verdict
-                .hold_overlaps
-                .push(describe(key, earlier, execution));
+            verdict.hold_overlaps.push(describe(key, earlier, execution));
         } else if let Some(earlier) = latest_work.filter(|earlier| before(earlier.end)) {
-            verdict
-                .orphan_overlaps
-                .push(describe(key, earlier, execution));
+            verdict.orphan_overlaps.push(describe(key, earlier, execution));
         }
         latest_hold = Some(later(latest_hold, execution, hold_end));
         latest_work = Some(later(latest_work, execution, |execution| execution.end));
@@ -161,23 +142,11 @@ mod tests {
 
     // If the checker could not see these, no end-to-end test would mean anything.
 
-    fn execution(
-        origin: Instant,
-        token: u64,
-        start: u64,
-        abandoned: Option<u64>,
-        end: Option<u64>,
-    ) -> Execution {
+    fn execution(origin: Instant, token: u64, start: u64, abandoned: Option<u64>, end: Option<u64>) -> Execution {
         let at = |ms| origin + Duration::from_millis(ms);
         let mut headers = HeaderMap::new();
-        headers.insert(
-            "x-turnstile-key",
-            "default/k".parse().expect("a header value"),
-        );
-        headers.insert(
-            "x-turnstile-token",
-            token.to_string().parse().expect("a header value"),
-        );
+        headers.insert("x-turnstile-key", "default/k".parse().expect("a header value"));
+        headers.insert("x-turnstile-token", token.to_string().parse().expect("a header value"));
         Execution {
             method: "POST".to_owned(),
             path: "/".to_owned(),
@@ -192,23 +161,13 @@ mod tests {
     fn counts(history: &[Execution]) -> (usize, usize, usize) {
         let verdict = judge(history);
         assert_eq!((verdict.executions, verdict.keys), (history.len(), 1));
-        (
-            verdict.hold_overlaps.len(),
-            verdict.orphan_overlaps.len(),
-            verdict.token_faults.len(),
-        )
+        (verdict.hold_overlaps.len(), verdict.orphan_overlaps.len(), verdict.token_faults.len())
     }
 
     #[test]
     fn one_after_the_other_is_fine() {
         let now = Instant::now();
-        assert_eq!(
-            counts(&[
-                execution(now, 1, 0, None, Some(10)),
-                execution(now, 2, 10, None, Some(20))
-            ]),
-            (0, 0, 0)
-        );
+        assert_eq!(counts(&[execution(now, 1, 0, None, Some(10)), execution(now, 2, 10, None, Some(20))]), (0, 0, 0));
     }
 
     #[test]
@@ -225,22 +184,13 @@ mod tests {
     #[test]
     fn an_execution_that_never_ended_overlaps_all_that_follow() {
         let now = Instant::now();
-        assert_eq!(
-            counts(&[
-                execution(now, 1, 0, None, None),
-                execution(now, 2, 900, None, Some(901))
-            ]),
-            (1, 0, 0)
-        );
+        assert_eq!(counts(&[execution(now, 1, 0, None, None), execution(now, 2, 900, None, Some(901))]), (1, 0, 0));
     }
 
     #[test]
     fn work_that_outlives_its_proxy_is_an_orphan_overlap() {
         let now = Instant::now();
-        let history = [
-            execution(now, 1, 0, Some(10), Some(100)),
-            execution(now, 2, 50, None, Some(60)),
-        ];
+        let history = [execution(now, 1, 0, Some(10), Some(100)), execution(now, 2, 50, None, Some(60))];
         assert_eq!(counts(&history), (0, 1, 0));
     }
 
@@ -248,10 +198,7 @@ mod tests {
     fn tokens_must_grow() {
         let now = Instant::now();
         for second in [1, 2] {
-            let history = [
-                execution(now, 2, 0, None, Some(10)),
-                execution(now, second, 10, None, Some(20)),
-            ];
+            let history = [execution(now, 2, 0, None, Some(10)), execution(now, second, 10, None, Some(20))];
             assert_eq!(counts(&history), (0, 0, 1), "after 2 came {second}");
         }
     }

@@ -34,23 +34,10 @@ impl Envoy {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let process = launch(dir.path(), bootstrap, workers);
         let admin = admin_address(&dir.path().join("admin")).await;
-        let ready = async || {
-            Ask::get("/ready")
-                .send(admin)
-                .await
-                .is_ok_and(|answer| answer.status == 200)
-        };
-        until("Envoy to be ready", PATIENCE, async || {
-            ready().await.then_some(())
-        })
-        .await;
+        let ready = async || Ask::get("/ready").send(admin).await.is_ok_and(|answer| answer.status == 200);
+        until("Envoy to be ready", PATIENCE, async || ready().await.then_some(())).await;
         let listener = listener_address(admin).await;
-        Self {
-            process,
-            listener,
-            admin,
-            _dir: dir,
-        }
+        Self { process, listener, admin, _dir: dir }
     }
 
     /// Starts Envoy on a bootstrap that it ought to refuse, and returns what it wrote when it has ended.
@@ -61,33 +48,21 @@ impl Envoy {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let mut process = launch(dir.path(), bootstrap, 1);
         let status = process.ended(PATIENCE).await;
-        assert!(
-            !status.success(),
-            "Envoy took a bootstrap that it ought to refuse"
-        );
+        assert!(!status.success(), "Envoy took a bootstrap that it ought to refuse");
         process.output()
     }
 
     /// Asks its admin port by POST.
     pub async fn command(&self, path: &str) -> Answer {
-        Ask::new("POST", path)
-            .send(self.admin)
-            .await
-            .expect("the admin port answers")
+        Ask::new("POST", path).send(self.admin).await.expect("the admin port answers")
     }
 
     /// A counter or gauge; `None` if Envoy has none of that name.
     pub async fn stat(&self, name: &str) -> Option<u64> {
         let path = format!("/stats?format=json&filter=^{name}$");
-        let answer = Ask::get(&path)
-            .send(self.admin)
-            .await
-            .expect("the admin port answers");
+        let answer = Ask::get(&path).send(self.admin).await.expect("the admin port answers");
         let stats: Value = serde_json::from_slice(&answer.body).expect("stats are JSON");
-        let entry = stats["stats"]
-            .as_array()?
-            .iter()
-            .find(|entry| entry["name"] == name)?;
+        let entry = stats["stats"].as_array()?.iter().find(|entry| entry["name"] == name)?;
         entry["value"].as_u64()
     }
 
@@ -119,26 +94,14 @@ fn launch(dir: &Path, bootstrap: &Bootstrap, workers: usize) -> Process {
 }
 
 async fn admin_address(file: &Path) -> SocketAddr {
-    until("Envoy to open its admin port", PATIENCE, async || {
-        fs::read_to_string(file).ok()?.trim().parse().ok()
-    })
-    .await
+    until("Envoy to open its admin port", PATIENCE, async || fs::read_to_string(file).ok()?.trim().parse().ok()).await
 }
 
 async fn listener_address(admin: SocketAddr) -> SocketAddr {
-    let answer = Ask::get("/listeners?format=json")
-        .send(admin)
-        .await
-        .expect("the admin port answers");
+    let answer = Ask::get("/listeners?format=json").send(admin).await.expect("the admin port answers");
     let listeners: Value = serde_json::from_slice(&answer.body).expect("listeners are JSON");
     let address = &listeners["listener_statuses"][0]["local_address"]["socket_address"];
-    let ip = address["address"]
-        .as_str()
-        .expect("a listener has an address");
-    let port = address["port_value"]
-        .as_u64()
-        .expect("a listener has a port");
-    format!("{ip}:{port}")
-        .parse()
-        .expect("a listener's address is one")
+    let ip = address["address"].as_str().expect("a listener has an address");
+    let port = address["port_value"].as_u64().expect("a listener has a port");
+    format!("{ip}:{port}").parse().expect("a listener's address is one")
 }

@@ -27,12 +27,7 @@ pub struct HostConfig {
 
 impl Default for HostConfig {
     fn default() -> Self {
-        Self {
-            ttl_ms: 2_000,
-            heartbeat_ms: 500,
-            lease_ms: 3_000,
-            more: String::new(),
-        }
+        Self { ttl_ms: 2_000, heartbeat_ms: 500, lease_ms: 3_000, more: String::new() }
     }
 }
 
@@ -67,14 +62,8 @@ impl Host {
             config.lease_ms,
             config.more,
         );
-        fs::write(dir.path().join("turnstile.toml"), toml)
-            .expect("the configuration can be written");
-        let host = Self {
-            process: launch(&dir),
-            sessions,
-            admin,
-            dir,
-        };
+        fs::write(dir.path().join("turnstile.toml"), toml).expect("the configuration can be written");
+        let host = Self { process: launch(&dir), sessions, admin, dir };
         host.ready().await;
         host
     }
@@ -90,18 +79,12 @@ impl Host {
     /// # Panics
     /// If it never does.
     pub async fn ready(&self) {
-        until("the host to be ready", PATIENCE, async || {
-            self.probe("/ready").await.then_some(())
-        })
-        .await;
+        until("the host to be ready", PATIENCE, async || self.probe("/ready").await.then_some(())).await;
     }
 
     /// Asks one of its probes.
     pub async fn probe(&self, path: &str) -> bool {
-        Ask::get(path)
-            .send(self.admin)
-            .await
-            .is_ok_and(|answer| answer.status == 200)
+        Ask::get(path).send(self.admin).await.is_ok_and(|answer| answer.status == 200)
     }
 
     /// Where its database is.
@@ -112,16 +95,6 @@ impl Host {
 
 fn launch(dir: &TempDir) -> Process {
     let config = dir.path().join("turnstile.toml");
-    let args = [
-        "host",
-        "--config",
-        config.to_str().expect("temporary paths are UTF-8"),
-    ]
-    .map(str::to_owned);
-    Process::start(
-        "the host",
-        &artifacts::turnstile_bin(),
-        &args,
-        &dir.path().join("host.log"),
-    )
+    let args = ["host", "--config", config.to_str().expect("temporary paths are UTF-8")].map(str::to_owned);
+    Process::start("the host", &artifacts::turnstile_bin(), &args, &dir.path().join("host.log"))
 }

@@ -46,12 +46,7 @@ pub struct Answer {
 impl Ask {
     /// A request without a body.
     pub fn new(method: &str, path: &str) -> Self {
-        Self {
-            method: method.to_owned(),
-            path: path.to_owned(),
-            headers: Vec::new(),
-            body: Bytes::new(),
-        }
+        Self { method: method.to_owned(), path: path.to_owned(), headers: Vec::new(), body: Bytes::new() }
     }
 
     /// A GET.
@@ -77,10 +72,7 @@ impl Ask {
     /// # Panics
     /// If the value has a control character.
     pub fn header_bytes(mut self, name: &str, value: &[u8]) -> Self {
-        self.headers.push((
-            name.to_owned(),
-            HeaderValue::from_bytes(value).expect("a header value"),
-        ));
+        self.headers.push((name.to_owned(), HeaderValue::from_bytes(value).expect("a header value")));
         self
     }
 
@@ -110,36 +102,21 @@ impl Ask {
     }
 
     fn request(&self, authority: &str) -> Request<Body> {
-        let mut request = Request::builder()
-            .method(self.method.as_str())
-            .uri(&self.path);
-        if !self
-            .headers
-            .iter()
-            .any(|(name, _)| name.eq_ignore_ascii_case("host"))
-        {
+        let mut request = Request::builder().method(self.method.as_str()).uri(&self.path);
+        if !self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
             request = request.header("host", authority);
         }
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
-        request
-            .body(
-                Full::new(self.body.clone())
-                    .map_err(|never| match never {})
-                    .boxed(),
-            )
-            .expect("a valid request")
+        request.body(Full::new(self.body.clone()).map_err(|never| match never {}).boxed()).expect("a valid request")
     }
 }
 
 impl Answer {
     /// A header as text; empty if it is absent or not text.
     pub fn header(&self, name: &str) -> &str {
-        self.headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default()
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
     /// The body as JSON.
@@ -147,8 +124,7 @@ impl Answer {
     /// # Panics
     /// If it is none.
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body)
-            .unwrap_or_else(|error| panic!("{error}: {:?} is no JSON", self.body))
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?} is no JSON", self.body))
     }
 }
 
@@ -174,11 +150,7 @@ impl Connection {
         stream.set_nodelay(true)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(async move { drop(connection.with_upgrades().await) });
-        Ok(Self {
-            sender: Sender::Http1(sender),
-            authority: to.to_string(),
-            driver,
-        })
+        Ok(Self { sender: Sender::Http1(sender), authority: to.to_string(), driver })
     }
 
     /// Opens an HTTP/2 connection, without asking first (prior knowledge).
@@ -188,14 +160,9 @@ impl Connection {
     pub async fn open_http2(to: SocketAddr) -> Result<Self, Fault> {
         let stream = TcpStream::connect(to).await?;
         stream.set_nodelay(true)?;
-        let (sender, connection) =
-            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
         let driver = tokio::spawn(async move { drop(connection.await) });
-        Ok(Self {
-            sender: Sender::Http2(sender),
-            authority: to.to_string(),
-            driver,
-        })
+        Ok(Self { sender: Sender::Http2(sender), authority: to.to_string(), driver })
     }
 
     /// Sends a request and reads the whole answer.
@@ -207,10 +174,7 @@ impl Connection {
         let mut request = ask.request(&self.authority);
         if matches!(self.sender, Sender::Http2(_)) {
             // HTTP/2 carries the host in the address.
-            let host = request
-                .headers_mut()
-                .remove("host")
-                .expect("every request names its host");
+            let host = request.headers_mut().remove("host").expect("every request names its host");
             let uri = format!("http://{}{}", host.to_str()?, ask.path);
             *request.uri_mut() = uri.parse()?;
         }
@@ -231,10 +195,7 @@ impl Connection {
     ///
     /// # Errors
     /// If none came.
-    pub async fn start(
-        &mut self,
-        request: Request<Body>,
-    ) -> Result<Response<hyper::body::Incoming>, Fault> {
+    pub async fn start(&mut self, request: Request<Body>) -> Result<Response<hyper::body::Incoming>, Fault> {
         Ok(match &mut self.sender {
             Sender::Http1(sender) => {
                 sender.ready().await?;

@@ -31,17 +31,11 @@ impl Link {
     /// # Panics
     /// If no port can be bound.
     pub async fn to(target: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a port can be bound");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port can be bound");
         let address = listener.local_addr().expect("a listener has an address");
         let weather = watch::Sender::new(Weather::Fair);
         let accepting = tokio::spawn(accept(listener, target, weather.subscribe()));
-        Self {
-            address,
-            weather,
-            accepting,
-        }
+        Self { address, weather, accepting }
     }
 
     /// Closes every connection, and new ones at once.
@@ -73,11 +67,7 @@ async fn accept(listener: TcpListener, target: SocketAddr, weather: watch::Recei
 }
 
 async fn relay(near: TcpStream, target: SocketAddr, mut weather: watch::Receiver<Weather>) {
-    if weather
-        .wait_for(|now| *now != Weather::Silent)
-        .await
-        .is_ok_and(|now| *now == Weather::Cut)
-    {
+    if weather.wait_for(|now| *now != Weather::Silent).await.is_ok_and(|now| *now == Weather::Cut) {
         return;
     }
     let Ok(far) = TcpStream::connect(target).await else {
@@ -87,10 +77,7 @@ async fn relay(near: TcpStream, target: SocketAddr, mut weather: watch::Receiver
     let (near_read, near_write) = near.into_split();
     let (far_read, far_write) = far.into_split();
     let both = async {
-        tokio::join!(
-            pass(near_read, far_write, weather.clone()),
-            pass(far_read, near_write, weather.clone())
-        )
+        tokio::join!(pass(near_read, far_write, weather.clone()), pass(far_read, near_write, weather.clone()))
     };
     let mut watch = weather.clone();
     tokio::select! {

@@ -35,11 +35,7 @@ impl Outcome {
     /// # Panics
     /// If there was no good answer.
     pub fn quantile(&self, share: f64) -> Duration {
-        let last = self
-            .latencies
-            .len()
-            .checked_sub(1)
-            .expect("there was a good answer");
+        let last = self.latencies.len().checked_sub(1).expect("there was a good answer");
         self.latencies[(share * last as f64).round() as usize]
     }
 
@@ -96,33 +92,20 @@ impl Load {
     ) -> Self {
         let make: Arc<MakeRequest> = Arc::new(make);
         let next = Arc::new(AtomicUsize::new(0));
-        let (stop, done) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicUsize::new(0)),
-        );
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let mut clients = JoinSet::new();
         for client in 0..connections {
             let proxy = proxies[client % proxies.len()];
             let (make, next, stop, done) = (make.clone(), next.clone(), stop.clone(), done.clone());
             clients.spawn(async move {
+                let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|number| *number < requests);
                 let take = || {
-                    Some(next.fetch_add(1, Ordering::Relaxed)).filter(|number| *number < requests)
-                };
-                let take = || {
-                    if stop.load(Ordering::Relaxed) {
-                        None
-                    } else {
-                        take()
-                    }
+                    if stop.load(Ordering::Relaxed) { None } else { take() }
                 };
                 run_client(proxy, take, &*make, &done).await
             });
         }
-        Self {
-            clients,
-            stop,
-            done,
-        }
+        Self { clients, stop, done }
     }
 
     /// Waits until this many requests have an answer or a fault.
@@ -177,11 +160,7 @@ async fn run_client(
     outcome
 }
 
-async fn send(
-    connection: &mut Option<Connection>,
-    proxy: SocketAddr,
-    ask: &Ask,
-) -> Result<Answer, Fault> {
+async fn send(connection: &mut Option<Connection>, proxy: SocketAddr, ask: &Ask) -> Result<Answer, Fault> {
     let open = match connection {
         Some(open) => open,
         None => connection.insert(Connection::open(proxy).await?),

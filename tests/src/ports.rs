@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const LOWEST: u32 = 12_000;
 const COUNT: u32 = 18_000;
 
-static NEXT: LazyLock<AtomicU32> =
-    LazyLock::new(|| AtomicU32::new(std::process::id().wrapping_mul(331)));
+static NEXT: LazyLock<AtomicU32> = LazyLock::new(|| AtomicU32::new(std::process::id().wrapping_mul(331)));
 
 /// A TCP port of the loopback address that nothing listens on, and that no other caller in this process gets.
 ///
@@ -25,8 +24,5 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
-    panic!(
-        "no TCP port from {LOWEST} to {} is free",
-        LOWEST + COUNT - 1
-    );
+    panic!("no TCP port from {LOWEST} to {} is free", LOWEST + COUNT - 1);
 }

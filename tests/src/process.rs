@@ -25,28 +25,13 @@ impl Process {
     /// # Panics
     /// If it cannot be started.
     pub fn start(name: &str, program: &Path, args: &[String], log: &Path) -> Self {
-        let output = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .expect("the log can be written");
+        let output = File::options().create(true).append(true).open(log).expect("the log can be written");
         // setpriv (util-linux) asks the kernel to kill the component with its parent, and becomes the component.
         let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(program)
-            .args(args);
-        command
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().expect("a file can be shared"))
-            .stderr(output);
-        let child = spawn(command)
-            .unwrap_or_else(|error| panic!("cannot start {name} with setpriv: {error}"));
-        Self {
-            name: name.to_owned(),
-            child,
-            log: log.to_owned(),
-        }
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(args);
+        command.stdin(Stdio::null()).stdout(output.try_clone().expect("a file can be shared")).stderr(output);
+        let child = spawn(command).unwrap_or_else(|error| panic!("cannot start {name} with setpriv: {error}"));
+        Self { name: name.to_owned(), child, log: log.to_owned() }
     }
 
     /// Sends a signal; nothing happens if the process has ended.
@@ -66,9 +51,7 @@ impl Process {
         let tasks = format!("/proc/{}/task", self.child.id());
         until("all threads to stop", PATIENCE, async || {
             let mut tasks = fs::read_dir(&tasks).ok()?;
-            tasks
-                .all(|task| task.is_ok_and(|task| is_stopped(&task.path())))
-                .then_some(())
+            tasks.all(|task| task.is_ok_and(|task| is_stopped(&task.path()))).then_some(())
         })
         .await;
     }
@@ -84,10 +67,7 @@ impl Process {
     /// If it does not within `patience`.
     pub async fn ended(&mut self, patience: Duration) -> ExitStatus {
         let what = format!("{} to end", self.name);
-        until(&what, patience, async || {
-            self.child.try_wait().ok().flatten()
-        })
-        .await
+        until(&what, patience, async || self.child.try_wait().ok().flatten()).await
     }
 
     /// Whether it has not ended.
@@ -97,17 +77,9 @@ impl Process {
 
     /// Resident memory, in bytes.
     pub fn resident_bytes(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))
-            .expect("the process runs");
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .expect("a process has a resident set");
-        let kib: u64 = line
-            .trim()
-            .trim_end_matches(" kB")
-            .parse()
-            .expect("VmRSS is a number of kB");
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the process runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has a resident set");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmRSS is a number of kB");
         kib * 1024
     }
 
@@ -128,19 +100,14 @@ impl Drop for Process {
             let output = self.output();
             let lines: Vec<&str> = output.lines().collect();
             let tail = &lines[lines.len().saturating_sub(60)..];
-            eprintln!(
-                "---- the end of what {} wrote ----\n{}\n----",
-                self.name,
-                tail.join("\n")
-            );
+            eprintln!("---- the end of what {} wrote ----\n{}\n----", self.name, tail.join("\n"));
         }
     }
 }
 
 fn is_stopped(task: &Path) -> bool {
     let stat = fs::read_to_string(task.join("stat")).unwrap_or_default();
-    stat.rsplit_once(") ")
-        .is_some_and(|(_, rest)| rest.starts_with('T'))
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
 }
 
 type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
@@ -159,8 +126,6 @@ static SPAWNER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
 
 fn spawn(command: Command) -> std::io::Result<Child> {
     let (reply, answer) = mpsc::channel();
-    SPAWNER
-        .send((command, reply))
-        .expect("the spawning thread never ends");
+    SPAWNER.send((command, reply)).expect("the spawning thread never ends");
     answer.recv().expect("the spawning thread answers")
 }

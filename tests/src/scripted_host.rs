@@ -14,8 +14,8 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use turnstile_protocol::v1::lock_service_server::{LockService, LockServiceServer};
 use turnstile_protocol::v1::{
-    Acquire, ClientMessage, Ending, Grant, HeartbeatAck, KeyGrant, Limits, Lost, LostReason,
-    Reject, RejectReason, ServerItem, ServerMessage, Welcome, client_item::Item,
+    Acquire, ClientMessage, Ending, Grant, HeartbeatAck, KeyGrant, Limits, Lost, LostReason, Reject, RejectReason,
+    ServerItem, ServerMessage, Welcome, client_item::Item,
 };
 use turnstile_protocol::{KEY_MAX_BYTES, MESSAGE_MAX_BYTES, VERSION};
 
@@ -98,49 +98,26 @@ impl ScriptedHost {
     /// # Panics
     /// If no port can be bound.
     pub async fn start(script: impl Fn(&Acquire) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a port can be bound");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port can be bound");
         let address = listener.local_addr().expect("a listener has an address");
         let (state, changed) = (Mutex::default(), watch::Sender::new(()));
-        let shared = Arc::new(Shared {
-            script: Box::new(script),
-            state,
-            changed,
-        });
+        let shared = Arc::new(Shared { script: Box::new(script), state, changed });
         let service = LockServiceServer::new(Service(Arc::clone(&shared)));
-        let serve = Server::builder()
-            .add_service(service)
-            .serve_with_incoming(TcpListenerStream::new(listener));
+        let serve = Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
         let server = tokio::spawn(async move { serve.await.expect("the scripted host serves") });
-        Self {
-            address,
-            shared,
-            server,
-        }
+        Self { address, shared, server }
     }
 
     /// Everything that was asked for this key, in order.
     pub fn asked(&self, key: &str) -> Vec<Asked> {
-        self.shared
-            .lock()
-            .asked
-            .iter()
-            .filter(|asked| asked.key() == key)
-            .cloned()
-            .collect()
+        self.shared.lock().asked.iter().filter(|asked| asked.key() == key).cloned().collect()
     }
 
     /// Waits until what was asked for this key satisfies `enough`.
     ///
     /// # Panics
     /// If it never does.
-    pub async fn saw(
-        &self,
-        key: &str,
-        what: &str,
-        enough: impl Fn(&[Asked]) -> bool,
-    ) -> Vec<Asked> {
+    pub async fn saw(&self, key: &str, what: &str, enough: impl Fn(&[Asked]) -> bool) -> Vec<Asked> {
         let mut changes = self.shared.changed.subscribe();
         let look = async {
             loop {
@@ -148,10 +125,7 @@ impl ScriptedHost {
                 if enough(&asked) {
                     return asked;
                 }
-                changes
-                    .changed()
-                    .await
-                    .expect("the state outlives the host");
+                changes.changed().await.expect("the state outlives the host");
             }
         };
         match tokio::time::timeout(PATIENCE, look).await {
@@ -162,18 +136,12 @@ impl ScriptedHost {
 
     /// Waits until the lock has been asked for.
     pub async fn was_asked(&self, key: &str) -> Asked {
-        self.saw(key, "an Acquire", |asked| !asked.is_empty())
-            .await
-            .remove(0)
+        self.saw(key, "an Acquire", |asked| !asked.is_empty()).await.remove(0)
     }
 
     /// Waits until the first request for the key has been ended, and returns how.
     pub async fn was_ended(&self, key: &str) -> Ended {
-        let asked = self
-            .saw(key, "an end", |asked| {
-                asked.iter().any(|asked| !asked.ended.is_empty())
-            })
-            .await;
+        let asked = self.saw(key, "an end", |asked| asked.iter().any(|asked| !asked.ended.is_empty())).await;
         asked[0].ended[0].1
     }
 
@@ -186,14 +154,7 @@ impl ScriptedHost {
     /// Takes a granted lock back.
     pub async fn lose(&self, asked: &Asked, reason: LostReason) {
         let outbound = self.shared.lock().streams[asked.stream].outbound.clone();
-        send(
-            &outbound,
-            Lost {
-                id: asked.acquire.id,
-                reason: reason.into(),
-            },
-        )
-        .await;
+        send(&outbound, Lost { id: asked.acquire.id, reason: reason.into() }).await;
     }
 
     /// From now on heartbeats are not answered.
@@ -221,10 +182,7 @@ impl LockService for Service {
         let (outbound, messages) = mpsc::channel(1024);
         let stream = {
             let mut state = self.0.lock();
-            state.streams.push(StreamState {
-                outbound: outbound.clone(),
-                heartbeat_seq: 0,
-            });
+            state.streams.push(StreamState { outbound: outbound.clone(), heartbeat_seq: 0 });
             state.streams.len() - 1
         };
         let shared = Arc::clone(&self.0);
@@ -244,9 +202,7 @@ impl LockService for Service {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .expect("no thread panics with the state in its hands")
+        self.state.lock().expect("no thread panics with the state in its hands")
     }
 
     fn take(&self, stream: usize, item: Item) -> Option<ServerItem> {
@@ -258,9 +214,7 @@ impl Shared {
             Item::Heartbeat(heartbeat) => self.beat(stream, heartbeat.seq),
             Item::Acquire(acquire) => self.ask(stream, acquire),
             Item::Cancel(cancel) => self.end(stream, cancel.id, Ended::Cancelled),
-            Item::Release(release) => {
-                self.end(stream, release.id, Ended::Released(release.ending()))
-            }
+            Item::Release(release) => self.end(stream, release.id, Ended::Released(release.ending())),
         };
         self.changed.send_replace(());
         answer
@@ -269,48 +223,24 @@ impl Shared {
     fn beat(&self, stream: usize, seq: u64) -> Option<ServerItem> {
         let mut state = self.lock();
         state.streams[stream].heartbeat_seq = seq;
-        (!state.deaf).then(|| {
-            HeartbeatAck {
-                seq,
-                valid_ms: ms(VALID),
-            }
-            .into()
-        })
+        (!state.deaf).then(|| HeartbeatAck { seq, valid_ms: ms(VALID) }.into())
     }
 
     fn ask(&self, stream: usize, acquire: Acquire) -> Option<ServerItem> {
         let answer = (self.script)(&acquire);
         let id = acquire.id;
-        self.lock().asked.push(Asked {
-            acquire: acquire.clone(),
-            granted: None,
-            ended: Vec::new(),
-            stream,
-        });
+        self.lock().asked.push(Asked { acquire: acquire.clone(), granted: None, ended: Vec::new(), stream });
         match answer {
             Answer::Grant(valid) => Some(self.make_grant(stream, &acquire, valid).1),
             Answer::Nothing => None,
-            Answer::Reject(reason) => Some(
-                Reject {
-                    id,
-                    reason: reason.into(),
-                    ..Reject::default()
-                }
-                .into(),
-            ),
+            Answer::Reject(reason) => Some(Reject { id, reason: reason.into(), ..Reject::default() }.into()),
         }
     }
 
     fn end(&self, stream: usize, id: u64, ended: Ended) -> Option<ServerItem> {
         let mut state = self.lock();
-        let asked = state
-            .asked
-            .iter_mut()
-            .find(|asked| asked.stream == stream && asked.acquire.id == id);
-        asked
-            .expect("the filter ends only what it asked for")
-            .ended
-            .push((Instant::now(), ended));
+        let asked = state.asked.iter_mut().find(|asked| asked.stream == stream && asked.acquire.id == id);
+        asked.expect("the filter ends only what it asked for").ended.push((Instant::now(), ended));
         None
     }
 
@@ -324,28 +254,13 @@ impl Shared {
         let mut keys = Vec::new();
         for _ in &acquire.keys {
             state.last_token += 1;
-            keys.push(KeyGrant {
-                token: state.last_token,
-                barrier: state.last_token,
-            });
+            keys.push(KeyGrant { token: state.last_token, barrier: state.last_token });
         }
-        let asked = state
-            .asked
-            .iter_mut()
-            .find(|asked| asked.stream == stream && asked.acquire.id == acquire.id);
+        let asked = state.asked.iter_mut().find(|asked| asked.stream == stream && asked.acquire.id == acquire.id);
         asked.expect("only what was asked is granted").granted = Some(Instant::now());
-        let StreamState {
-            outbound,
-            heartbeat_seq,
-        } = &state.streams[stream];
+        let StreamState { outbound, heartbeat_seq } = &state.streams[stream];
         let (heartbeat_seq, valid_ms) = (*heartbeat_seq, ms(valid));
-        let grant = Grant {
-            id: acquire.id,
-            keys,
-            heartbeat_seq,
-            valid_ms,
-            ..Grant::default()
-        };
+        let grant = Grant { id: acquire.id, keys, heartbeat_seq, valid_ms, ..Grant::default() };
         (outbound.clone(), grant.into())
     }
 }
@@ -372,9 +287,5 @@ fn ms(duration: Duration) -> u32 {
 }
 
 async fn send(outbound: &mpsc::Sender<Result<ServerMessage, Status>>, item: impl Into<ServerItem>) {
-    let _ = outbound
-        .send(Ok(ServerMessage {
-            items: vec![item.into()],
-        }))
-        .await;
+    let _ = outbound.send(Ok(ServerMessage { items: vec![item.into()] })).await;
 }

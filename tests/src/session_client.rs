@@ -13,8 +13,8 @@ use tonic::{Code, Status, Streaming};
 use turnstile_protocol::VERSION;
 use turnstile_protocol::v1::lock_service_client::LockServiceClient;
 use turnstile_protocol::v1::{
-    Acquire, Cancel, ClientItem, ClientMessage, Ending, Heartbeat, Hello, KeyRequest, Mode, Reject,
-    RejectReason, Release, ServerItem, ServerMessage, Welcome, server_item::Item,
+    Acquire, Cancel, ClientItem, ClientMessage, Ending, Heartbeat, Hello, KeyRequest, Mode, Reject, RejectReason,
+    Release, ServerItem, ServerMessage, Welcome, server_item::Item,
 };
 
 use crate::wait::PATIENCE;
@@ -32,31 +32,18 @@ impl RawSession {
     /// # Errors
     /// What the host answers when it does not take the stream.
     pub async fn open(host: SocketAddr, first: ClientMessage) -> Result<Self, Status> {
-        let channel = Endpoint::from_shared(format!("http://{host}"))
-            .expect("a socket address is an authority");
-        let channel = channel
-            .connect()
-            .await
-            .map_err(|error| Status::unavailable(error.to_string()))?;
+        let channel = Endpoint::from_shared(format!("http://{host}")).expect("a socket address is an authority");
+        let channel = channel.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let (outbound, messages) = mpsc::channel(64);
         outbound.send(first).await.expect("the receiver is at hand");
         let mut client = LockServiceClient::new(channel).max_encoding_message_size(usize::MAX);
         let response = client.session(ReceiverStream::new(messages)).await?;
-        Ok(Self {
-            outbound,
-            inbound: response.into_inner(),
-            pending: Vec::new().into_iter(),
-        })
+        Ok(Self { outbound, inbound: response.into_inner(), pending: Vec::new().into_iter() })
     }
 
     /// Sends one item in a message of its own. Nothing happens if the stream has ended.
     pub async fn send(&self, item: impl Into<ClientItem>) {
-        let _ = self
-            .outbound
-            .send(ClientMessage {
-                items: vec![item.into()],
-            })
-            .await;
+        let _ = self.outbound.send(ClientMessage { items: vec![item.into()] }).await;
     }
 
     /// The next item, or why there is none.
@@ -103,23 +90,13 @@ pub fn hello(node: &str) -> Hello {
 
 /// A message of one item.
 pub fn message(item: impl Into<ClientItem>) -> ClientMessage {
-    ClientMessage {
-        items: vec![item.into()],
-    }
+    ClientMessage { items: vec![item.into()] }
 }
 
 /// A correct request for one exclusive lock, without waiting.
 pub fn acquire(id: u64, key: &str) -> Acquire {
-    let key = KeyRequest {
-        key: key.to_owned(),
-        mode: Mode::Exclusive.into(),
-        limit: 0,
-    };
-    Acquire {
-        id,
-        keys: vec![key],
-        ..Acquire::default()
-    }
+    let key = KeyRequest { key: key.to_owned(), mode: Mode::Exclusive.into(), limit: 0 };
+    Acquire { id, keys: vec![key], ..Acquire::default() }
 }
 
 /// A session that keeps itself alive and matches answers with requests.
@@ -161,25 +138,15 @@ impl Session {
     /// # Panics
     /// If the host does not take it.
     pub async fn open(host: SocketAddr, node: &str) -> Self {
-        let mut raw = RawSession::open(host, message(hello(node)))
-            .await
-            .expect("the host takes a session");
-        let Ok(Item::Welcome(welcome)) = raw.next().await else {
-            panic!("a Hello is answered with a Welcome")
-        };
+        let mut raw = RawSession::open(host, message(hello(node))).await.expect("the host takes a session");
+        let Ok(Item::Welcome(welcome)) = raw.next().await else { panic!("a Hello is answered with a Welcome") };
         let answers = Arc::new(Answers::default());
         let (end, ended) = watch::channel(None);
         let outbound = raw.outbound.clone();
         let every = Duration::from_millis(u64::from(welcome.heartbeat_ms));
         tokio::spawn(beat(outbound.clone(), every));
         tokio::spawn(receive(raw, Arc::clone(&answers), end));
-        Self {
-            outbound,
-            answers,
-            next: AtomicU64::new(1),
-            welcome,
-            ended,
-        }
+        Self { outbound, answers, next: AtomicU64::new(1), welcome, ended }
     }
 
     /// What the host said in the beginning.
@@ -197,35 +164,19 @@ impl Session {
     pub async fn acquire(&self, want: Want<'_>) -> Result<Granted, Reject> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
-        self.answers
-            .lock()
-            .expect("no panics inside")
-            .insert(id, answer);
-        let ms =
-            |duration: Duration| u32::try_from(duration.as_millis()).expect("less than 49 days");
-        let request = Acquire {
-            wait_ms: ms(want.wait),
-            lock_delay_ms: ms(want.lock_delay),
-            ..acquire(id, want.key)
-        };
+        self.answers.lock().expect("no panics inside").insert(id, answer);
+        let ms = |duration: Duration| u32::try_from(duration.as_millis()).expect("less than 49 days");
+        let request = Acquire { wait_ms: ms(want.wait), lock_delay_ms: ms(want.lock_delay), ..acquire(id, want.key) };
         self.send(request).await;
         match answered.await {
             Ok(answer) => answer,
-            Err(_) => panic!(
-                "the session ended before {} was answered: {:?}",
-                want.key,
-                *self.ended.borrow()
-            ),
+            Err(_) => panic!("the session ended before {} was answered: {:?}", want.key, *self.ended.borrow()),
         }
     }
 
     /// Ends a hold.
     pub async fn release(&self, granted: &Granted, ending: Ending) {
-        self.send(Release {
-            id: granted.id,
-            ending: ending.into(),
-        })
-        .await;
+        self.send(Release { id: granted.id, ending: ending.into() }).await;
     }
 
     /// Withdraws a request.
@@ -238,14 +189,7 @@ impl Session {
     /// # Panics
     /// If the host rejects for another reason than a conflict.
     pub async fn is_free(&self, key: &str) -> bool {
-        match self
-            .acquire(Want {
-                key,
-                wait: Duration::ZERO,
-                lock_delay: Duration::ZERO,
-            })
-            .await
-        {
+        match self.acquire(Want { key, wait: Duration::ZERO, lock_delay: Duration::ZERO }).await {
             Ok(granted) => {
                 self.release(&granted, Ending::Unsent).await;
                 true
@@ -294,20 +238,9 @@ async fn receive(mut raw: RawSession, answers: Arc<Answers>, end: watch::Sender<
         for item in message.items {
             match item.item {
                 Some(Item::Grant(grant)) => {
-                    let token = grant
-                        .keys
-                        .first()
-                        .expect("a grant has a token for each key")
-                        .token;
+                    let token = grant.keys.first().expect("a grant has a token for each key").token;
                     let waited = Duration::from_millis(u64::from(grant.waited_ms));
-                    answer(
-                        grant.id,
-                        Ok(Granted {
-                            id: grant.id,
-                            token,
-                            waited,
-                        }),
-                    );
+                    answer(grant.id, Ok(Granted { id: grant.id, token, waited }));
                 }
                 Some(Item::Reject(reject)) => answer(reject.id, Err(reject)),
                 _ => {}

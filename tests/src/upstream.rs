@@ -54,17 +54,9 @@ impl Execution {
     /// If the header is there but is no single number.
     pub fn token(&self) -> Option<u64> {
         let values: Vec<_> = self.headers.get_all(headers::TOKEN).iter().collect();
-        assert!(
-            values.len() < 2,
-            "{} came {} times",
-            headers::TOKEN,
-            values.len()
-        );
+        assert!(values.len() < 2, "{} came {} times", headers::TOKEN, values.len());
         let text = values.first()?.to_str().expect("a token is text");
-        Some(
-            text.parse()
-                .unwrap_or_else(|_| panic!("{text:?} is no token")),
-        )
+        Some(text.parse().unwrap_or_else(|_| panic!("{text:?} is no token")))
     }
 }
 
@@ -87,20 +79,11 @@ impl Upstream {
     /// # Panics
     /// If no port can be bound.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a port can be bound");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port can be bound");
         let address = listener.local_addr().expect("a listener has an address");
-        let record = Arc::new(Record {
-            executions: Mutex::default(),
-            changed: watch::Sender::new(()),
-        });
+        let record = Arc::new(Record { executions: Mutex::default(), changed: watch::Sender::new(()) });
         let server = tokio::spawn(accept(listener, Arc::clone(&record)));
-        Self {
-            address,
-            record,
-            server,
-        }
+        Self { address, record, server }
     }
 
     /// Everything seen so far, in the order of arrival.
@@ -110,12 +93,7 @@ impl Upstream {
 
     /// The requests for one path, in the order of arrival.
     pub fn of_path(&self, path: &str) -> Vec<Execution> {
-        self.record
-            .lock()
-            .iter()
-            .filter(|execution| execution.path == path)
-            .cloned()
-            .collect()
+        self.record.lock().iter().filter(|execution| execution.path == path).cloned().collect()
     }
 
     /// Waits until the record satisfies `enough`.
@@ -126,10 +104,7 @@ impl Upstream {
         let mut changes = self.record.changed.subscribe();
         let look = async {
             while !enough(&self.record.lock()) {
-                changes
-                    .changed()
-                    .await
-                    .expect("the record outlives the upstream");
+                changes.changed().await.expect("the record outlives the upstream");
             }
         };
         let result = tokio::time::timeout(PATIENCE, look).await;
@@ -138,19 +113,13 @@ impl Upstream {
 
     /// Waits until a request for `path` has arrived.
     pub async fn began(&self, path: &str) {
-        self.saw(path, |executions| {
-            executions.iter().any(|execution| execution.path == path)
-        })
-        .await;
+        self.saw(path, |executions| executions.iter().any(|execution| execution.path == path)).await;
     }
 
     /// Waits until the proxy has gone away from the request for `path`.
     pub async fn was_abandoned(&self, path: &str) {
         let gone = |execution: &Execution| execution.path == path && execution.abandoned.is_some();
-        self.saw(&format!("the proxy leave {path}"), |executions| {
-            executions.iter().any(gone)
-        })
-        .await;
+        self.saw(&format!("the proxy leave {path}"), |executions| executions.iter().any(gone)).await;
     }
 }
 
@@ -162,19 +131,14 @@ impl Drop for Upstream {
 
 impl Record {
     fn lock(&self) -> MutexGuard<'_, Vec<Execution>> {
-        self.executions
-            .lock()
-            .expect("no thread panics with the record in its hands")
+        self.executions.lock().expect("no thread panics with the record in its hands")
     }
 
     fn begin(&self, request: &Request<Incoming>) -> usize {
         let mut executions = self.lock();
         executions.push(Execution {
             method: request.method().to_string(),
-            path: request
-                .uri()
-                .path_and_query()
-                .map_or_else(|| request.uri().to_string(), ToString::to_string),
+            path: request.uri().path_and_query().map_or_else(|| request.uri().to_string(), ToString::to_string),
             headers: request.headers().clone(),
             received: 0,
             start: Instant::now(),
@@ -208,9 +172,7 @@ struct Presence {
 impl Drop for Presence {
     fn drop(&mut self) {
         if !self.answered {
-            self.record.change(self.ticket, |execution| {
-                execution.abandoned = Some(Instant::now())
-            });
+            self.record.change(self.ticket, |execution| execution.abandoned = Some(Instant::now()));
         }
     }
 }
@@ -223,8 +185,7 @@ async fn accept(listener: TcpListener, record: Arc<Record>) {
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             let service = service_fn(|request| serve(Arc::clone(&record), request));
-            let connection = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service);
+            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
             let _ = connection.with_upgrades().await;
         });
     }
@@ -232,25 +193,14 @@ async fn accept(listener: TcpListener, record: Arc<Record>) {
 
 async fn serve(record: Arc<Record>, mut request: Request<Incoming>) -> Result<Reply, Fault> {
     let ticket = record.begin(&request);
-    let text = request
-        .headers()
-        .get(HEADER)
-        .map(|value| value.to_str().expect("a behaviour is text").to_owned());
+    let text = request.headers().get(HEADER).map(|value| value.to_str().expect("a behaviour is text").to_owned());
     let behaviour = Behaviour::parse(text.as_deref().unwrap_or_default());
-    let mut presence = Presence {
-        record: Arc::clone(&record),
-        ticket,
-        answered: false,
-    };
+    let mut presence = Presence { record: Arc::clone(&record), ticket, answered: false };
     if request.headers().contains_key("upgrade") {
         presence.answered = true;
         return Ok(echo(record, ticket, request));
     }
-    if !behaviour.early
-        && read_body(&record, ticket, request.body_mut())
-            .await
-            .is_err()
-    {
+    if !behaviour.early && read_body(&record, ticket, request.body_mut()).await.is_err() {
         record.end(ticket);
         return Err("the request broke off".into());
     }
@@ -284,10 +234,8 @@ async fn read_body(record: &Record, ticket: usize, body: &mut Incoming) -> Resul
 
 fn answer(mut presence: Presence, behaviour: &Behaviour, request: Request<Incoming>) -> Reply {
     let status = StatusCode::from_u16(behaviour.status).expect("a status code");
-    let empty =
-        behaviour.body == 0 || request.method() == "HEAD" || matches!(behaviour.status, 204 | 304);
-    let plain =
-        behaviour.finish == Finish::Complete && behaviour.parts == 1 && behaviour.pause.is_zero();
+    let empty = behaviour.body == 0 || request.method() == "HEAD" || matches!(behaviour.status, 204 | 304);
+    let plain = behaviour.finish == Finish::Complete && behaviour.parts == 1 && behaviour.pause.is_zero();
     let mut reply = Response::builder().status(status);
     if behaviour.finish == Finish::Trailers {
         reply = reply.header("trailer", "x-end");
@@ -295,11 +243,7 @@ fn answer(mut presence: Presence, behaviour: &Behaviour, request: Request<Incomi
     let body = if empty || plain {
         presence.answered = true;
         presence.record.end(presence.ticket);
-        let body = if empty {
-            Bytes::new()
-        } else {
-            Bytes::from(vec![b'x'; behaviour.body])
-        };
+        let body = if empty { Bytes::new() } else { Bytes::from(vec![b'x'; behaviour.body]) };
         Full::new(body).map_err(|never| match never {}).boxed()
     } else {
         let (frames, body) = mpsc::channel(1);
@@ -313,15 +257,8 @@ fn answer(mut presence: Presence, behaviour: &Behaviour, request: Request<Incomi
 const BEFORE_CUT: Duration = Duration::from_millis(100);
 
 /// Sends the body part by part; the work goes on when nobody reads.
-async fn produce(
-    frames: mpsc::Sender<Result<Frame<Bytes>, Fault>>,
-    mut presence: Presence,
-    behaviour: Behaviour,
-) {
-    let part = Bytes::from(vec![
-        b'x';
-        behaviour.body.div_ceil(behaviour.parts as usize)
-    ]);
+async fn produce(frames: mpsc::Sender<Result<Frame<Bytes>, Fault>>, mut presence: Presence, behaviour: Behaviour) {
+    let part = Bytes::from(vec![b'x'; behaviour.body.div_ceil(behaviour.parts as usize)]);
     let work = async {
         for _ in 0..behaviour.parts {
             tokio::time::sleep(behaviour.pause).await;
@@ -334,9 +271,7 @@ async fn produce(
         () = frames.closed() => true,
     };
     if left {
-        presence.record.change(presence.ticket, |execution| {
-            execution.abandoned = Some(Instant::now())
-        });
+        presence.record.change(presence.ticket, |execution| execution.abandoned = Some(Instant::now()));
         work.await;
     }
     presence.answered = true;
@@ -366,13 +301,8 @@ fn echo(record: Arc<Record>, ticket: usize, request: Request<Incoming>) -> Reply
         }
         record.end(ticket);
     });
-    let reply = Response::builder()
-        .status(101)
-        .header("upgrade", protocol)
-        .header("connection", "upgrade");
-    reply
-        .body(Empty::new().map_err(|never| match never {}).boxed())
-        .expect("a valid response")
+    let reply = Response::builder().status(101).header("upgrade", protocol).header("connection", "upgrade");
+    reply.body(Empty::new().map_err(|never| match never {}).boxed()).expect("a valid response")
 }
 
 /// An upstream that answers whatever it reads with the same bytes, which need not be HTTP, and closes the connection.
@@ -380,9 +310,7 @@ fn echo(record: Arc<Record>, ticket: usize, request: Request<Incoming>) -> Reply
 /// # Panics
 /// If no port can be bound.
 pub async fn fixed_answer(bytes: &'static [u8]) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("a port can be bound");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port can be bound");
     let address = listener.local_addr().expect("a listener has an address");
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {

@@ -37,12 +37,7 @@ pub struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// One proxy with two workers, and short times.
     pub fn of(rules: &'a [&'a str]) -> Self {
-        Self {
-            rules,
-            host: HostConfig::default(),
-            envoys: 1,
-            workers: 2,
-        }
+        Self { rules, host: HostConfig::default(), envoys: 1, workers: 2 }
     }
 }
 
@@ -63,11 +58,7 @@ impl World {
             bootstrap.replace("/node/id", json!(format!("envoy-{number}")));
             envoys.push(Envoy::start(&bootstrap, plan.workers).await);
         }
-        Self {
-            envoys,
-            host,
-            upstream,
-        }
+        Self { envoys, host, upstream }
     }
 
     /// Where clients connect (to the first proxy).
@@ -90,10 +81,7 @@ impl World {
     /// # Panics
     /// If it is not.
     pub async fn expect_ok(&self, ask: Ask) {
-        let answer = ask
-            .send(self.proxy())
-            .await
-            .unwrap_or_else(|fault| panic!("{ask:?}: {fault}"));
+        let answer = ask.send(self.proxy()).await.unwrap_or_else(|fault| panic!("{ask:?}: {fault}"));
         assert_eq!(answer.status, 200, "{ask:?}: {answer:?}");
     }
 }
@@ -106,8 +94,6 @@ pub fn configuration(rules: &[&str]) -> Value {
 /// The shipped bootstrap with the filter configured so, and everything in its place.
 pub fn bootstrap(configuration: &Value, host: SocketAddr, upstream: SocketAddr) -> Bootstrap {
     let mut bootstrap = Bootstrap::shipped();
-    bootstrap
-        .place(host, upstream, &artifacts::plugin_wasm())
-        .configure(configuration);
+    bootstrap.place(host, upstream, &artifacts::plugin_wasm()).configure(configuration);
     bootstrap
 }
