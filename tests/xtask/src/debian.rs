@@ -39,7 +39,7 @@ pub(crate) fn install(layout: &Layout, packages: &[&str], why: &str) -> Result<(
         // May fail with one of several sources broken: the install below shows whether that matters.
         let _ = quietly(layout, "apt-update", apt(&root).arg("update"));
     }
-    let mut install = || {
+    let install = || {
         quietly(
             layout,
             "apt-install",
