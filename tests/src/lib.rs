@@ -1,1 +1,3 @@
 //! Harness of Turnstile's tests: real components started and watched, and load with a recorded history.
+
+pub mod artifacts;
