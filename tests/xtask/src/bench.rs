@@ -23,15 +23,9 @@ pub(crate) fn overhead(layout: &Layout, arguments: &[String]) -> Result<(), Fail
         debian::install(layout, &["wrk"], "making load")?;
         Ok(((), Done::Now))
     })?;
-    progress.step("building the release", || {
-        host::build(layout, Profile::Release, &[PROGRAM])
-    })?;
+    progress.step("building the release", || host::build(layout, Profile::Release, &[PROGRAM]))?;
     drop(lock);
     progress.open_step("measuring");
     let mut bench = Command::new(layout.program(Profile::Release.directory(), PROGRAM));
-    openly(host::tell_places(
-        layout,
-        Profile::Release,
-        bench.current_dir(layout.root()).args(arguments),
-    ))
+    openly(host::tell_places(layout, Profile::Release, bench.current_dir(layout.root()).args(arguments)))
 }

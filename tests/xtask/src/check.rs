@@ -16,12 +16,7 @@ pub(crate) fn run(layout: &Layout) -> Result<(), Failure> {
     progress.step("looking for rustfmt and clippy", || components(layout))?;
     progress.step("tidy: the rules of the house", || tidy::check(layout))?;
     progress.step("cargo fmt", || {
-        shown(
-            layout,
-            "fmt",
-            cargo(layout).args(["fmt", "--all", "--check"]),
-            "`cargo xtask fix` formats",
-        )
+        shown(layout, "fmt", cargo(layout).args(["fmt", "--all", "--check"]), "`cargo xtask fix` formats")
     })?;
     progress.step("cargo clippy", || {
         shown(
@@ -36,36 +31,20 @@ pub(crate) fn run(layout: &Layout) -> Result<(), Failure> {
         Toolchain::InUse => shown(
             layout,
             "clippy-wasm",
-            cargo(layout).args([
-                "clippy",
-                "--package",
-                "turnstile-plugin",
-                "--target",
-                TARGET,
-                "--",
-                "-D",
-                "warnings",
-            ]),
+            cargo(layout).args(["clippy", "--package", "turnstile-plugin", "--target", TARGET, "--", "-D", "warnings"]),
             "mend it; `cargo xtask fix` mends what clippy can",
         ),
         // Clippy belongs to one compiler, and the one in use cannot compile for wasm: let Debian's own warn.
         Toolchain::Debian => {
             let mut build = toolchain.build(layout);
-            build
-                .env("CARGO_BUILD_WARNINGS", "deny")
-                .args(["--package", "turnstile-plugin"]);
-            shown(layout, "clippy-wasm", &mut build, "mend it").map(|(value, _)| {
-                (
-                    value,
-                    Done::Note("compiler warnings only: clippy is of another compiler".into()),
-                )
-            })
+            build.env("CARGO_BUILD_WARNINGS", "deny").args(["--package", "turnstile-plugin"]);
+            shown(layout, "clippy-wasm", &mut build, "mend it")
+                .map(|(value, _)| (value, Done::Note("compiler warnings only: clippy is of another compiler".into())))
         }
     })?;
     progress.step("cargo doc", || {
         let mut doc = cargo(layout);
-        doc.env("RUSTDOCFLAGS", "-D warnings")
-            .args(["doc", "--workspace", "--no-deps"]);
+        doc.env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps"]);
         shown(layout, "doc", &mut doc, "mend the documentation")
     })?;
     println!("all is well, {:.1} s in all", progress.seconds());
@@ -79,23 +58,11 @@ pub(crate) fn fix(layout: &Layout) -> Result<(), Failure> {
     progress.step("looking for rustfmt and clippy", || components(layout))?;
     progress.step("cargo clippy --fix", || {
         let mut clippy = cargo(layout);
-        clippy.args([
-            "clippy",
-            "--fix",
-            "--workspace",
-            "--all-targets",
-            "--allow-dirty",
-            "--allow-staged",
-        ]);
+        clippy.args(["clippy", "--fix", "--workspace", "--all-targets", "--allow-dirty", "--allow-staged"]);
         shown(layout, "fix", &mut clippy, "it must compile before it can be mended")
     })?;
     progress.step("cargo fmt", || {
-        shown(
-            layout,
-            "fmt",
-            cargo(layout).args(["fmt", "--all"]),
-            "it must parse before it can be formatted",
-        )
+        shown(layout, "fmt", cargo(layout).args(["fmt", "--all"]), "it must parse before it can be formatted")
     })?;
     println!("now `cargo xtask check` says what is left");
     Ok(())
@@ -128,10 +95,7 @@ fn components(layout: &Layout) -> Result<((), Done), Failure> {
     quietly(
         layout,
         "rustup",
-        Command::new("rustup")
-            .current_dir(layout.root())
-            .args(["component", "add"])
-            .args(&missing),
+        Command::new("rustup").current_dir(layout.root()).args(["component", "add"]).args(&missing),
     )
     .map_err(|failure| failure.advise(by_hand))?;
     Ok(((), Done::Now))

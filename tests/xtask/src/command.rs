@@ -17,15 +17,9 @@ pub(crate) fn cargo(layout: &Layout) -> Command {
     cargo.current_dir(layout.root());
     for (name, _) in std::env::vars_os() {
         let ours = name.to_str().is_some_and(|name| {
-            [
-                "CARGO_PKG_",
-                "CARGO_MANIFEST_",
-                "CARGO_BIN_",
-                "CARGO_CRATE_",
-                "CARGO_PRIMARY_",
-            ]
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
+            ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
         });
         if ours {
             cargo.env_remove(name);
@@ -50,34 +44,21 @@ pub(crate) fn quietly(layout: &Layout, name: &str, command: &mut Command) -> Res
     if status.success() {
         return Ok(());
     }
-    let text = std::fs::read(&path)
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default();
-    Err(ended(command, status)
-        .tail(tail(&text))
-        .advise(format!("the whole output is in {}", layout.short(&path))))
+    let text = std::fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    Err(ended(command, status).tail(tail(&text)).advise(format!("the whole output is in {}", layout.short(&path))))
 }
 
 /// Runs `command` with the terminal's output.
 pub(crate) fn openly(command: &mut Command) -> Result<(), Failure> {
     println!("      $ {}", shown(command));
-    let status = command
-        .stdin(Stdio::null())
-        .status()
-        .map_err(|error| not_started(command, &error))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(ended(command, status))
-    }
+    let status = command.stdin(Stdio::null()).status().map_err(|error| not_started(command, &error))?;
+    if status.success() { Ok(()) } else { Err(ended(command, status)) }
 }
 
 /// What `command` prints on stdout, if it can be run and succeeds.
 pub(crate) fn asked(command: &mut Command) -> Option<String> {
     let Output { status, stdout, .. } = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    status
-        .success()
-        .then(|| String::from_utf8_lossy(&stdout).trim().to_owned())
+    status.success().then(|| String::from_utf8_lossy(&stdout).trim().to_owned())
 }
 
 /// True if `program` can be started.
@@ -104,11 +85,7 @@ pub(crate) fn shown(command: &Command) -> String {
         program.to_string_lossy()
     };
     let arguments = command.get_args().map(|argument| quoted(&argument.to_string_lossy()));
-    variables
-        .chain([program.into_owned()])
-        .chain(arguments)
-        .collect::<Vec<_>>()
-        .join(" ")
+    variables.chain([program.into_owned()]).chain(arguments).collect::<Vec<_>>().join(" ")
 }
 
 fn quoted(word: &str) -> String {
@@ -124,10 +101,9 @@ fn not_started(command: &Command, error: &std::io::Error) -> Failure {
     let program = command.get_program().to_string_lossy().into_owned();
     let failure = Failure::new(format!("`{program}` could not be started: {error}"));
     match error.kind() {
-        ErrorKind::NotFound => failure.advise(format!(
-            "install `{program}` (on Debian as root: apt-get install {})",
-            package_of(&program)
-        )),
+        ErrorKind::NotFound => {
+            failure.advise(format!("install `{program}` (on Debian as root: apt-get install {})", package_of(&program)))
+        }
         _ => failure,
     }
 }

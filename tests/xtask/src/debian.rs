@@ -39,15 +39,8 @@ pub(crate) fn install(layout: &Layout, packages: &[&str], why: &str) -> Result<(
         // May fail with one of several sources broken: the install below shows whether that matters.
         let _ = quietly(layout, "apt-update", apt(&root).arg("update"));
     }
-    let install = || {
-        quietly(
-            layout,
-            "apt-install",
-            apt(&root)
-                .args(["install", "-y", "--no-install-recommends"])
-                .args(packages),
-        )
-    };
+    let install =
+        || quietly(layout, "apt-install", apt(&root).args(["install", "-y", "--no-install-recommends"]).args(packages));
     match install() {
         Ok(()) => Ok(()),
         Err(_) if fresh => {
@@ -78,13 +71,7 @@ fn apt(root: &Root) -> Command {
         }
     };
     // Another apt (unattended upgrades, a second task) may be at work: wait for it.
-    command.args([
-        "DEBIAN_FRONTEND=noninteractive",
-        "apt-get",
-        "-q",
-        "-o",
-        "DPkg::Lock::Timeout=300",
-    ]);
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"]);
     command
 }
 
@@ -99,9 +86,7 @@ fn lists_are_fresh() -> bool {
         .filter_map(|entry| entry.metadata().ok())
         .map(|metadata| std::os::unix::fs::MetadataExt::ctime(&metadata))
         .max();
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     newest
         .and_then(|ctime| u64::try_from(ctime).ok())
         .is_some_and(|ctime| now.saturating_sub(Duration::from_secs(ctime)) < LISTS_FRESH)

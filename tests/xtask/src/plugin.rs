@@ -34,11 +34,7 @@ pub(crate) fn build_only(layout: &Layout) -> Result<(), Failure> {
     let _lock = layout.lock_parts()?;
     let toolchain = progress.step("finding a compiler for wasm", || Toolchain::ensure(layout))?;
     progress.step("building the plugin", || build(layout, toolchain))?;
-    println!(
-        "ready after {:.1} s: {}",
-        progress.seconds(),
-        layout.short(&layout.plugin())
-    );
+    println!("ready after {:.1} s: {}", progress.seconds(), layout.short(&layout.plugin()));
     Ok(())
 }
 
@@ -53,25 +49,12 @@ pub(crate) fn prepare(layout: &Layout, progress: &mut Progress) -> Result<PartsL
 
 fn build(layout: &Layout, toolchain: Toolchain) -> Result<((), Done), Failure> {
     // Cargo knows best whether there is something to do.
-    quietly(
-        layout,
-        "plugin",
-        toolchain
-            .build(layout)
-            .args(["--package", PACKAGE, "--profile", "plugin"]),
-    )?;
+    quietly(layout, "plugin", toolchain.build(layout).args(["--package", PACKAGE, "--profile", "plugin"]))?;
     let built = toolchain.output(layout, "plugin").join(FILE);
     let bytes = fs::read(&built).map_err(Failure::io(format!("reading {}", built.display())))?;
     if !bytes.starts_with(b"\0asm") {
         return Err(Failure::new(format!("{} is no wasm file", built.display())));
     }
     let changed = replace_if_changed(&layout.plugin(), &bytes)?;
-    Ok((
-        (),
-        if changed {
-            Done::Note(format!("{} KiB", bytes.len().div_ceil(1024)))
-        } else {
-            Done::Before
-        },
-    ))
+    Ok(((), if changed { Done::Note(format!("{} KiB", bytes.len().div_ceil(1024))) } else { Done::Before }))
 }

@@ -24,11 +24,7 @@ pub(crate) enum Done {
 
 impl Progress {
     pub(crate) fn new(steps: usize) -> Self {
-        Self {
-            steps,
-            begun: 0,
-            started: Instant::now(),
-        }
+        Self { steps, begun: 0, started: Instant::now() }
     }
 
     /// Runs one step whose output is not shown.

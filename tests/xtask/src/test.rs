@@ -27,10 +27,7 @@ pub(crate) fn run(layout: &Layout, arguments: &[String]) -> Result<(), Failure> 
 }
 
 fn chooses_packages(arguments: &[String]) -> bool {
-    arguments
-        .iter()
-        .take_while(|argument| *argument != "--")
-        .any(|argument| {
-            argument.starts_with("-p") || argument.starts_with("--package") || argument.starts_with("--manifest-path")
-        })
+    arguments.iter().take_while(|argument| *argument != "--").any(|argument| {
+        argument.starts_with("-p") || argument.starts_with("--package") || argument.starts_with("--manifest-path")
+    })
 }

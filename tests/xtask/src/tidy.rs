@@ -59,18 +59,14 @@ enum Rule {
 /// Reads every file that is tracked, or new and not ignored.
 pub(crate) fn check(layout: &Layout) -> Result<((), Done), Failure> {
     let mut git = Command::new("git");
-    git.current_dir(layout.root())
-        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
+    git.current_dir(layout.root()).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
     let names = asked(&mut git).ok_or_else(|| {
         Failure::new("`git ls-files` does not work here")
             .advise("tidy reads the files that git knows: install git, and run it in a clone")
     })?;
     let mut faults = Vec::new();
     let mut read = 0;
-    for name in names
-        .split('\0')
-        .filter(|name| !name.is_empty() && !GENERATED.contains(name))
-    {
+    for name in names.split('\0').filter(|name| !name.is_empty() && !GENERATED.contains(name)) {
         // A tracked file may be deleted, and one that is not UTF-8 is no text.
         let Ok(text) = fs::read_to_string(layout.root().join(name)) else {
             continue;
@@ -89,16 +85,9 @@ pub(crate) fn check(layout: &Layout) -> Result<((), Done), Failure> {
 
 fn faults_of(name: &str, text: &str) -> Vec<Fault> {
     let mut faults = Vec::new();
-    let mut add = |line: usize, rule: Rule| {
-        faults.push(Fault {
-            file: name.to_owned(),
-            line,
-            rule,
-        })
-    };
-    let is_source = [".rs", ".sh", ".yaml", ".yml", ".toml", ".py", ".proto"]
-        .iter()
-        .any(|ending| name.ends_with(ending));
+    let mut add = |line: usize, rule: Rule| faults.push(Fault { file: name.to_owned(), line, rule });
+    let is_source =
+        [".rs", ".sh", ".yaml", ".yml", ".toml", ".py", ".proto"].iter().any(|ending| name.ends_with(ending));
     for (number, line) in (1..).zip(text.lines()) {
         if is_source && let Some(word) = UNDONE.into_iter().find(|word| line.contains(word)) {
             add(number, Rule::Undone(word));
@@ -173,17 +162,9 @@ mod tests {
             check("a.md", &format!("see {place}x\n"), &[Rule::Place(place.to_owned())]);
         }
         for host in REGISTRIES {
-            check(
-                "a.toml",
-                &format!("url = \"https://{host}/\"\n"),
-                &[Rule::Registry(host)],
-            );
+            check("a.toml", &format!("url = \"https://{host}/\"\n"), &[Rule::Registry(host)]);
         }
-        check(
-            "a.md",
-            concat!("/ho", "me/ann/x\n"),
-            &[Rule::Place(concat!("/ho", "me/ann/").to_owned())],
-        );
+        check("a.md", concat!("/ho", "me/ann/x\n"), &[Rule::Place(concat!("/ho", "me/ann/").to_owned())]);
         check("a.md", concat!("/ho", "me/$USER/x\n"), &[]);
         check("a.rs", "fn main() {}", &[Rule::NoFinalNewline]);
         check("a.rs", &"\n".repeat(601), &[Rule::TooLong(601)]);
@@ -192,11 +173,7 @@ mod tests {
 
     #[test]
     fn a_fault_names_its_place() {
-        let fault = Fault {
-            file: "a.rs".into(),
-            line: 3,
-            rule: Rule::NoFinalNewline,
-        };
+        let fault = Fault { file: "a.rs".into(), line: 3, rule: Rule::NoFinalNewline };
         assert_eq!(fault.to_string(), "a.rs:3: the last line has no end");
     }
 }

@@ -32,18 +32,13 @@ impl Toolchain {
         match std::env::var(CHOICE).as_deref() {
             Ok("rustup") => Self::by_rustup(layout),
             Ok("debian") => Self::by_debian(layout),
-            Ok(other) => Err(Failure::usage(
-                format!("{CHOICE} is `{other}`"),
-                "cargo xtask setup --help",
-            )),
+            Ok(other) => Err(Failure::usage(format!("{CHOICE} is `{other}`"), "cargo xtask setup --help")),
             Err(_) => Self::by_rustup(layout).or_else(|rustup| {
                 Self::by_debian(layout).map_err(|debian| {
                     Failure::new(format!(
                         "no compiler for {TARGET}.\nBy rustup: {rustup}\nBy Debian's packages: {debian}"
                     ))
-                    .advise(format!(
-                        "get one of the two ways to work; the easiest is `rustup target add {TARGET}`"
-                    ))
+                    .advise(format!("get one of the two ways to work; the easiest is `rustup target add {TARGET}`"))
                 })
             }),
         }
@@ -81,24 +76,14 @@ impl Toolchain {
             return Ok((Self::InUse, Done::Before));
         }
         if !exists("rustup") {
-            return Err(Failure::new(format!(
-                "the compiler in use has no {TARGET}, and there is no rustup to add it"
-            )));
+            return Err(Failure::new(format!("the compiler in use has no {TARGET}, and there is no rustup to add it")));
         }
-        quietly(
-            layout,
-            "rustup",
-            Command::new("rustup")
-                .current_dir(layout.root())
-                .args(["target", "add", TARGET]),
-        )?;
+        quietly(layout, "rustup", Command::new("rustup").current_dir(layout.root()).args(["target", "add", TARGET]))?;
         if in_use_has_target(layout) {
             Ok((Self::InUse, Done::Now))
         } else {
-            Err(Failure::new(format!(
-                "rustup added {TARGET}, but not to the compiler that cargo uses"
-            ))
-            .advise("`rustup show` names the toolchains; is another rustc first on the PATH?"))
+            Err(Failure::new(format!("rustup added {TARGET}, but not to the compiler that cargo uses"))
+                .advise("`rustup show` names the toolchains; is another rustc first on the PATH?"))
         }
     }
 
@@ -121,17 +106,9 @@ impl Toolchain {
 
 fn in_use_has_target(layout: &Layout) -> bool {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    asked(
-        Command::new(rustc)
-            .current_dir(layout.root())
-            .args(["--print", "target-libdir", "--target", TARGET]),
-    )
-    .and_then(|place| Path::new(&place).read_dir().ok())
-    .is_some_and(|files| {
-        files
-            .flatten()
-            .any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
-    })
+    asked(Command::new(rustc).current_dir(layout.root()).args(["--print", "target-libdir", "--target", TARGET]))
+        .and_then(|place| Path::new(&place).read_dir().ok())
+        .is_some_and(|files| files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libcore-")))
 }
 
 fn debian_is_ready() -> bool {
