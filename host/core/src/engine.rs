@@ -85,9 +85,6 @@ impl Engine {
         self.step(now, Self::run_due);
     }
 
-    /// stub
-    pub fn fault(&self) -> Option<String> { None }
-
     /// The next command to carry out.
     pub fn poll_command(&mut self) -> Option<Command> {
         self.commands.pop_front()
