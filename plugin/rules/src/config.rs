@@ -38,22 +38,18 @@ impl FilterConfig {
     fn from_json(json: &Json, faults: &mut FaultList) -> Option<Self> {
         let fields = Fields::new("", json, &FIELDS, faults)?;
         if fields.get("cluster").is_none() {
-            faults.add("cluster", "missing; expected the name of the host's cluster in Envoy, as in \"turnstile_host\"");
+            faults
+                .add("cluster", "missing; expected the name of the host's cluster in Envoy, as in \"turnstile_host\"");
         }
-        let cluster = fields
-            .text("cluster", faults)
-            .and_then(|source| faults.keep(parse_cluster(&source)));
+        let cluster = fields.text("cluster", faults).and_then(|source| faults.keep(parse_cluster(&source)));
         let namespace = match fields.text("namespace", faults) {
             Some(source) => faults.keep(parse_namespace(&source)),
             None => Some(NAMESPACE_DEFAULT.to_owned()),
         };
         let raw = match fields.get("rules") {
-            Some(Json::List(items)) => raw_rules(items, faults),
+            Some(Json::List(items)) => raw_rules(items),
             Some(other) => {
-                faults.add(
-                    "rules",
-                    format!("expected a list of rules, found {}", other.kind()),
-                );
+                faults.add("rules", format!("expected a list of rules, found {}", other.kind()));
                 return None;
             }
             None => {
@@ -61,16 +57,8 @@ impl FilterConfig {
                 return None;
             }
         };
-        let rules = RuleSet::build(
-            namespace.as_deref().unwrap_or(NAMESPACE_DEFAULT),
-            &raw,
-            faults,
-        );
-        Some(Self {
-            cluster: cluster?,
-            namespace: namespace?,
-            rules,
-        })
+        let rules = RuleSet::build(namespace.as_deref().unwrap_or(NAMESPACE_DEFAULT), raw, faults);
+        Some(Self { cluster: cluster?, namespace: namespace?, rules })
     }
 }
 
@@ -78,11 +66,7 @@ impl FilterConfig {
 ///
 /// # Errors
 /// Those of [`FilterConfig::parse`], which the result is checked with.
-pub fn filter_config_json(
-    cluster: &str,
-    namespace: &str,
-    rules: &[Value],
-) -> Result<String, Faults> {
+pub fn filter_config_json(cluster: &str, namespace: &str, rules: &[Value]) -> Result<String, Faults> {
     let json = json!({ "cluster": cluster, "namespace": namespace, "rules": rules }).to_string();
     FilterConfig::parse(json.as_bytes()).map(|_| json)
 }
@@ -97,52 +81,20 @@ pub fn parse_rules_file(text: &str) -> Result<Vec<Value>, Faults> {
     let mut faults = FaultList::default();
     if text.trim_start().starts_with(['[', '{']) {
         let Json::List(items) = Json::parse(text.as_bytes())? else {
-            return Err(Faults::one(
-                "",
-                "expected a JSON array of rules, or one rule a line",
-            ));
+            return Err(Faults::one("", "expected a JSON array of rules, or one rule a line"));
         };
-        RuleSet::build(
-            NAMESPACE_DEFAULT,
-            &raw_rules(&items, &mut faults),
-            &mut faults,
-        );
+        RuleSet::build(NAMESPACE_DEFAULT, raw_rules(&items), &mut faults);
         return faults.into_result(serde_json::from_str(text).ok());
     }
-    let lines = text
-        .lines()
-        .map(without_comment)
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty());
-    let lines: Vec<(String, &str)> = lines
-        .map(|(index, line)| (format!("line {}", index + 1), line))
-        .collect();
-    let raw: Vec<(String, RawRule<'_>)> = lines
-        .iter()
-        .map(|(place, line)| {
-            (
-                place.clone(),
-                RawRule::from_line(&Located::new(place, line), &mut faults),
-            )
-        })
-        .collect();
-    RuleSet::build(NAMESPACE_DEFAULT, &raw, &mut faults);
-    faults.into_result(Some(
-        lines
-            .iter()
-            .map(|(_, line)| Value::from(line.trim()))
-            .collect(),
-    ))
+    let lines = text.lines().map(without_comment).enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let lines: Vec<(String, &str)> = lines.map(|(index, line)| (format!("line {}", index + 1), line)).collect();
+    let raw = lines.iter().map(|(place, line)| RawRule::from_line(&Located::new(place, line))).collect();
+    RuleSet::build(NAMESPACE_DEFAULT, raw, &mut faults);
+    faults.into_result(Some(lines.iter().map(|(_, line)| Value::from(line.trim())).collect()))
 }
 
-fn raw_rules<'a>(items: &'a [Json], faults: &mut FaultList) -> Vec<(String, RawRule<'a>)> {
-    let places = items
-        .iter()
-        .enumerate()
-        .map(|(index, json)| (format!("rules[{index}]"), json));
-    places
-        .map(|(place, json)| (place.clone(), RawRule::from_json(&place, json, faults)))
-        .collect()
+fn raw_rules(items: &[Json]) -> Vec<RawRule<'_>> {
+    items.iter().enumerate().map(|(index, json)| RawRule::from_json(&format!("rules[{index}]"), json)).collect()
 }
 
 /// Cuts a comment off: a `#` at the start of a word.
@@ -159,14 +111,8 @@ fn without_comment(line: &str) -> &str {
 
 fn parse_cluster(source: &Located<'_>) -> Result<String, Fault> {
     let name = source.text;
-    if name.is_empty()
-        || name.len() > CLUSTER_MAX_BYTES
-        || !name.bytes().all(|byte| byte.is_ascii_graphic())
-    {
-        return Err(source.fault(
-            0,
-            format!("a cluster's name is 1 to {CLUSTER_MAX_BYTES} visible ASCII characters"),
-        ));
+    if name.is_empty() || name.len() > CLUSTER_MAX_BYTES || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(source.fault(0, format!("a cluster's name is 1 to {CLUSTER_MAX_BYTES} visible ASCII characters")));
     }
     Ok(name.to_owned())
 }
@@ -175,8 +121,7 @@ fn parse_namespace(source: &Located<'_>) -> Result<String, Fault> {
     let name = source.text;
     let is_fine = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     if name.is_empty() || name.len() > NAMESPACE_MAX_BYTES || !name.bytes().all(is_fine) {
-        let message =
-            format!("a namespace is 1 to {NAMESPACE_MAX_BYTES} letters, digits, '.', '_' and '-'");
+        let message = format!("a namespace is 1 to {NAMESPACE_MAX_BYTES} letters, digits, '.', '_' and '-'");
         return Err(source.fault(0, message));
     }
     Ok(name.to_owned())

@@ -34,14 +34,9 @@ pub(crate) fn parse(source: &Located<'_>, bounds: Bounds) -> Result<Duration, Fa
     if number.is_empty() {
         return Err(source.fault(0, expected));
     }
-    let millis = number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(millis_per_unit));
+    let millis = number.parse::<u64>().ok().and_then(|number| number.checked_mul(millis_per_unit));
     match millis.map(Duration::from_millis) {
-        Some(duration) if duration.is_zero() && !bounds.zero => {
-            Err(source.fault(0, "must be longer than 0"))
-        }
+        Some(duration) if duration.is_zero() && !bounds.zero => Err(source.fault(0, "must be longer than 0")),
         Some(duration) if duration <= bounds.max => Ok(duration),
         _ => Err(source.fault(0, format!("too long; at most {}", bounds.max_text))),
     }

@@ -9,9 +9,7 @@ pub(crate) const fn is_canonical(byte: u8) -> bool {
 
 /// Appends `value` with every byte outside `[A-Za-z0-9-._~@]` as `%XX`, in upper case.
 pub(crate) fn encode(value: &[u8], out: &mut String) {
-    const HEX: [char; 16] = [
-        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F',
-    ];
+    const HEX: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
     let digit = |nibble: u8| HEX.get(usize::from(nibble)).copied().unwrap_or('0');
     for &byte in value {
         if is_canonical(byte) {
@@ -39,9 +37,7 @@ pub(crate) fn unicode_escape(text: &[u8]) -> Option<u8> {
 }
 
 fn hex(digit: u8) -> Option<u8> {
-    char::from(digit)
-        .to_digit(16)
-        .and_then(|value| u8::try_from(value).ok())
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
 /// Decodes escapes once; what looks like an escape but is none stays as it is.
@@ -68,10 +64,7 @@ pub(crate) fn decode_form(text: &[u8]) -> Cow<'_, [u8]> {
     if !text.iter().any(|byte| matches!(byte, b'+' | b'%')) {
         return Cow::Borrowed(text);
     }
-    let spaced: Vec<u8> = text
-        .iter()
-        .map(|&byte| if byte == b'+' { b' ' } else { byte })
-        .collect();
+    let spaced: Vec<u8> = text.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
     Cow::Owned(decode(&spaced))
 }
 

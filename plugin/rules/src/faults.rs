@@ -33,11 +33,7 @@ impl Faults {
     }
 
     pub(crate) fn one(place: impl Into<String>, message: impl Into<String>) -> Self {
-        Self(vec![Fault {
-            place: place.into(),
-            message: message.into(),
-            excerpt: None,
-        }])
+        Self(vec![Fault { place: place.into(), message: message.into(), excerpt: None }])
     }
 }
 
@@ -65,10 +61,7 @@ impl fmt::Display for Fault {
         f.write_str(&self.message)?;
         if let Some(Excerpt { text, column }) = &self.excerpt {
             // A tab would move the caret away from its spot; other control characters would do worse to a terminal.
-            let shown: String = text
-                .chars()
-                .map(|c| if c.is_control() { ' ' } else { c })
-                .collect();
+            let shown: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
             write!(f, "\n    {shown}\n    {:column$}^", "")?;
         }
         Ok(())
@@ -85,11 +78,7 @@ impl FaultList {
     }
 
     pub(crate) fn add(&mut self, place: impl Into<String>, message: impl Into<String>) {
-        self.0.push(Fault {
-            place: place.into(),
-            message: message.into(),
-            excerpt: None,
-        });
+        self.0.push(Fault { place: place.into(), message: message.into(), excerpt: None });
     }
 
     /// Keeps the fault of a failed result.
@@ -120,7 +109,7 @@ impl FaultList {
 pub(crate) struct Located<'a> {
     /// The text itself.
     pub(crate) text: &'a str,
-    place: String,
+    pub(crate) place: String,
     whole: &'a str,
     start: usize,
 }
@@ -128,45 +117,25 @@ pub(crate) struct Located<'a> {
 impl<'a> Located<'a> {
     /// A text that stands alone at `place`.
     pub(crate) fn new(place: impl Into<String>, text: &'a str) -> Self {
-        Self {
-            text,
-            place: place.into(),
-            whole: text,
-            start: 0,
-        }
+        Self { text, place: place.into(), whole: text, start: 0 }
     }
 
     /// The part from byte `start` on, up to byte `end`; the text around it is kept for excerpts.
     pub(crate) fn part(&self, start: usize, end: usize) -> Self {
         let text = self.text.get(start..end).unwrap_or_default();
-        Self {
-            text,
-            place: self.place.clone(),
-            whole: self.whole,
-            start: self.start + start,
-        }
+        Self { text, place: self.place.clone(), whole: self.whole, start: self.start + start }
     }
 
     /// Splits at the first `separator`, which goes to neither side.
     pub(crate) fn split_once(&self, separator: char) -> Option<(Self, Self)> {
         let at = self.text.find(separator)?;
-        Some((
-            self.part(0, at),
-            self.part(at + separator.len_utf8(), self.text.len()),
-        ))
+        Some((self.part(0, at), self.part(at + separator.len_utf8(), self.text.len())))
     }
 
     /// A fault at byte `offset` of the text.
     pub(crate) fn fault(&self, offset: usize, message: impl Into<String>) -> Fault {
         let before = self.whole.get(..self.start + offset).unwrap_or(self.whole);
-        let excerpt = Excerpt {
-            text: self.whole.to_owned(),
-            column: before.chars().count(),
-        };
-        Fault {
-            place: self.place.clone(),
-            message: message.into(),
-            excerpt: Some(excerpt),
-        }
+        let excerpt = Excerpt { text: self.whole.to_owned(), column: before.chars().count() };
+        Fault { place: self.place.clone(), message: message.into(), excerpt: Some(excerpt) }
     }
 }

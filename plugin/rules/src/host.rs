@@ -27,10 +27,7 @@ impl HostPattern {
         if text == "*" {
             return Err(source.fault(0, "for any host, leave the host out"));
         }
-        if let Some(inside) = name
-            .strip_prefix('[')
-            .and_then(|name| name.strip_suffix(']'))
-        {
+        if let Some(inside) = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
             let is_address = inside.parse::<std::net::Ipv6Addr>().is_ok() && !is_wildcard;
             return if is_address {
                 Ok(Self::Exact(name.to_ascii_lowercase().into()))
@@ -39,62 +36,37 @@ impl HostPattern {
             };
         }
         if let Some(at) = name.find(':') {
-            return Err(source.fault(
-                name_at + at,
-                "hosts are matched without their port: leave it out",
-            ));
+            return Err(source.fault(name_at + at, "hosts are matched without their port: leave it out"));
         }
-        if let Some(at) =
-            name.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_' | '.'))
-        {
+        if let Some(at) = name.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_' | '.')) {
             return Err(bad_host(source, name_at + at));
         }
         if name.split('.').any(str::is_empty) {
             return Err(bad_host(source, name_at));
         }
         let name = name.to_ascii_lowercase().into();
-        Ok(if is_wildcard {
-            Self::Under(name)
-        } else {
-            Self::Exact(name)
-        })
+        Ok(if is_wildcard { Self::Under(name) } else { Self::Exact(name) })
     }
 }
 
 fn bad_host(source: &Located<'_>, at: usize) -> Fault {
-    source.fault(
-        at,
-        "expected a host such as pay.example.com, or *.example.com for all hosts under it",
-    )
+    source.fault(at, "expected a host such as pay.example.com, or *.example.com for all hosts under it")
 }
 
 /// The host of a request: without user and port, in lower case, without the dot that ends an absolute name.
 pub(crate) fn host_of(authority: &[u8]) -> Cow<'_, str> {
-    let decoded = if authority.contains(&b'%') {
-        encoding::decode(authority).into()
-    } else {
-        Cow::Borrowed(authority)
-    };
+    let decoded = if authority.contains(&b'%') { encoding::decode(authority).into() } else { Cow::Borrowed(authority) };
     match decoded {
         Cow::Borrowed(authority) => String::from_utf8_lossy(host_part(authority)).lower_case(),
-        Cow::Owned(authority) => {
-            Cow::Owned(String::from_utf8_lossy(host_part(&authority)).to_ascii_lowercase())
-        }
+        Cow::Owned(authority) => Cow::Owned(String::from_utf8_lossy(host_part(&authority)).to_ascii_lowercase()),
     }
 }
 
 fn host_part(authority: &[u8]) -> &[u8] {
-    let host = authority
-        .rsplit(|&byte| byte == b'@')
-        .next()
-        .unwrap_or_default()
-        .trim_ascii();
+    let host = authority.rsplit(|&byte| byte == b'@').next().unwrap_or_default().trim_ascii();
     let end = match host.iter().position(|&byte| byte == b']') {
         Some(bracket) if host.first() == Some(&b'[') => bracket + 1,
-        _ => host
-            .iter()
-            .position(|&byte| byte == b':')
-            .unwrap_or(host.len()),
+        _ => host.iter().position(|&byte| byte == b':').unwrap_or(host.len()),
     };
     let mut name = host.get(..end).unwrap_or_default();
     while let Some(shorter) = name.strip_suffix(b".") {
@@ -109,11 +81,7 @@ trait LowerCase<'a> {
 
 impl<'a> LowerCase<'a> for Cow<'a, str> {
     fn lower_case(self) -> Self {
-        if self.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            Cow::Owned(self.to_ascii_lowercase())
-        } else {
-            self
-        }
+        if self.bytes().any(|byte| byte.is_ascii_uppercase()) { Cow::Owned(self.to_ascii_lowercase()) } else { self }
     }
 }
 
@@ -123,9 +91,8 @@ mod tests {
 
     #[test]
     fn hosts_of_requests() {
-        let check = |authority: &str, expected: &str| {
-            assert_eq!(host_of(authority.as_bytes()), expected, "{authority}")
-        };
+        let check =
+            |authority: &str, expected: &str| assert_eq!(host_of(authority.as_bytes()), expected, "{authority}");
         check("pay.example.com", "pay.example.com");
         check("Pay.EXAMPLE.com:8443", "pay.example.com");
         check("pay.example.com.", "pay.example.com");

@@ -19,8 +19,7 @@ pub(crate) enum Json {
 impl Json {
     /// Parses a whole document.
     pub(crate) fn parse(json: &[u8]) -> Result<Self, Faults> {
-        serde_json::from_slice(json)
-            .map_err(|error| Faults::one("", format!("not valid JSON: {error}")))
+        serde_json::from_slice(json).map_err(|error| Faults::one("", format!("not valid JSON: {error}")))
     }
 
     /// What kind of value it is, with its article.
@@ -41,37 +40,16 @@ pub(crate) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    pub(crate) fn new(
-        place: &str,
-        json: &'a Json,
-        known: &[&str],
-        faults: &mut FaultList,
-    ) -> Option<Self> {
+    pub(crate) fn new(place: &str, json: &'a Json, known: &[&str], faults: &mut FaultList) -> Option<Self> {
         let Json::Object(entries) = json else {
-            faults.add(
-                place,
-                format!(
-                    "expected an object with {}, found {}",
-                    known.join(", "),
-                    json.kind()
-                ),
-            );
+            faults.add(place, format!("expected an object with {}, found {}", known.join(", "), json.kind()));
             return None;
         };
-        let fields = Self {
-            place: place.to_owned(),
-            entries,
-        };
+        let fields = Self { place: place.to_owned(), entries };
         for (index, (name, _)) in entries.iter().enumerate() {
-            let is_repeated = entries
-                .iter()
-                .take(index)
-                .any(|(earlier, _)| earlier == name);
+            let is_repeated = entries.iter().take(index).any(|(earlier, _)| earlier == name);
             if !known.contains(&name.as_str()) {
-                faults.add(
-                    fields.place_of(name),
-                    format!("unknown; expected one of {}", known.join(", ")),
-                );
+                faults.add(fields.place_of(name), format!("unknown; expected one of {}", known.join(", ")));
             } else if is_repeated {
                 faults.add(fields.place_of(name), "given twice");
             }
@@ -80,18 +58,11 @@ impl<'a> Fields<'a> {
     }
 
     pub(crate) fn place_of(&self, name: &str) -> String {
-        if self.place.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{}.{name}", self.place)
-        }
+        if self.place.is_empty() { name.to_owned() } else { format!("{}.{name}", self.place) }
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&'a Json> {
-        self.entries
-            .iter()
-            .find(|(entry, _)| entry == name)
-            .map(|(_, value)| value)
+        self.entries.iter().find(|(entry, _)| entry == name).map(|(_, value)| value)
     }
 
     /// A field that must be a string, if it is there.
@@ -99,10 +70,7 @@ impl<'a> Fields<'a> {
         match self.get(name)? {
             Json::Text(text) => Some(Located::new(self.place_of(name), text)),
             other => {
-                faults.add(
-                    self.place_of(name),
-                    format!("expected a string, found {}", other.kind()),
-                );
+                faults.add(self.place_of(name), format!("expected a string, found {}", other.kind()));
                 None
             }
         }

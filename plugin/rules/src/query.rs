@@ -6,11 +6,7 @@ use crate::encoding;
 use crate::request::{HeaderValues, KeyPart, RequestFault};
 
 /// Appends the value of the query parameter `name` in canonical form.
-pub(crate) fn push_parameter(
-    query: &[u8],
-    name: &str,
-    key: &mut String,
-) -> Result<(), RequestFault> {
+pub(crate) fn push_parameter(query: &[u8], name: &str, key: &mut String) -> Result<(), RequestFault> {
     let part = || KeyPart::Query(name.into());
     let mut found: Option<Cow<'_, [u8]>> = None;
     let mut is_exact = true;
@@ -28,10 +24,7 @@ pub(crate) fn push_parameter(
                 return Err(RequestFault::Doubled(part()));
             }
             if encoding::has_invalid_escape(value) {
-                return Err(RequestFault::AmbiguousPart(
-                    part(),
-                    "an invalid percent escape",
-                ));
+                return Err(RequestFault::AmbiguousPart(part(), "an invalid percent escape"));
             }
             is_exact = *piece_name == *name.as_bytes();
             found = Some(encoding::decode_form(value));
@@ -44,11 +37,7 @@ pub(crate) fn push_parameter(
 }
 
 /// Appends the value of the header `name` in canonical form.
-pub(crate) fn push_header(
-    values: HeaderValues<'_>,
-    name: &str,
-    key: &mut String,
-) -> Result<(), RequestFault> {
+pub(crate) fn push_header(values: HeaderValues<'_>, name: &str, key: &mut String) -> Result<(), RequestFault> {
     let part = || KeyPart::Header(name.into());
     match values {
         HeaderValues::Absent => Err(RequestFault::Missing(part())),
@@ -58,20 +47,13 @@ pub(crate) fn push_header(
     }
 }
 
-fn push_value(
-    value: &[u8],
-    part: impl Fn() -> KeyPart,
-    key: &mut String,
-) -> Result<(), RequestFault> {
+fn push_value(value: &[u8], part: impl Fn() -> KeyPart, key: &mut String) -> Result<(), RequestFault> {
     if value.is_empty() {
         Err(RequestFault::Missing(part()))
     } else if value.iter().any(u8::is_ascii_control) {
         Err(RequestFault::AmbiguousPart(part(), "a control character"))
     } else if value.first() == Some(&b' ') || value.last() == Some(&b' ') {
-        Err(RequestFault::AmbiguousPart(
-            part(),
-            "a space at its start or end",
-        ))
+        Err(RequestFault::AmbiguousPart(part(), "a space at its start or end"))
     } else {
         encoding::encode(value, key);
         Ok(())
@@ -81,38 +63,21 @@ fn push_value(
 /// Whether some upstream takes one name for the other: many ignore case, some drop what surrounds a name.
 fn is_alike(found: &[u8], name: &str) -> bool {
     let is_dropped = |byte: &u8| byte.is_ascii_control() || *byte == b' ';
-    let start = found
-        .iter()
-        .position(|byte| !is_dropped(byte))
-        .unwrap_or(found.len());
-    let end = found
-        .iter()
-        .rposition(|byte| !is_dropped(byte))
-        .map_or(start, |last| last + 1);
-    found
-        .get(start..end)
-        .is_some_and(|found| found.eq_ignore_ascii_case(name.as_bytes()))
+    let start = found.iter().position(|byte| !is_dropped(byte)).unwrap_or(found.len());
+    let end = found.iter().rposition(|byte| !is_dropped(byte)).map_or(start, |last| last + 1);
+    found.get(start..end).is_some_and(|found| found.eq_ignore_ascii_case(name.as_bytes()))
 }
 
 fn split_pair(piece: &[u8]) -> (&[u8], &[u8]) {
     match piece.iter().position(|&byte| byte == b'=') {
-        Some(at) => (
-            piece.get(..at).unwrap_or_default(),
-            piece.get(at + 1..).unwrap_or_default(),
-        ),
+        Some(at) => (piece.get(..at).unwrap_or_default(), piece.get(at + 1..).unwrap_or_default()),
         None => (piece, b""),
     }
 }
 
 fn trim_blanks(value: &[u8]) -> &[u8] {
     let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
-    let start = value
-        .iter()
-        .position(|byte| !is_blank(byte))
-        .unwrap_or(value.len());
-    let end = value
-        .iter()
-        .rposition(|byte| !is_blank(byte))
-        .map_or(start, |last| last + 1);
+    let start = value.iter().position(|byte| !is_blank(byte)).unwrap_or(value.len());
+    let end = value.iter().rposition(|byte| !is_blank(byte)).map_or(start, |last| last + 1);
     value.get(start..end).unwrap_or_default()
 }

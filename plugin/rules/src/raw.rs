@@ -3,25 +3,9 @@
 use crate::faults::{FaultList, Located};
 use crate::json::{Fields, Json};
 
-const OPTIONS: [&str; 7] = [
-    "key",
-    "wait",
-    "hold",
-    "lock_delay",
-    "on_lost",
-    "on_host_unavailable",
-    "name",
-];
-const OBJECT_FIELDS: [&str; 8] = [
-    "name",
-    "match",
-    "key",
-    "wait",
-    "hold",
-    "lock_delay",
-    "on_lost",
-    "on_host_unavailable",
-];
+const OPTIONS: [&str; 7] = ["key", "wait", "hold", "lock_delay", "on_lost", "on_host_unavailable", "name"];
+const OBJECT_FIELDS: [&str; 8] =
+    ["name", "match", "key", "wait", "hold", "lock_delay", "on_lost", "on_host_unavailable"];
 const MATCH_FIELDS: [&str; 3] = ["host", "methods", "path"];
 const LINE_FORM: &str = "METHOD[,METHOD...] [HOST]/PATH key=TEMPLATE [OPTION=VALUE...]";
 
@@ -30,6 +14,8 @@ const LINE_FORM: &str = "METHOD[,METHOD...] [HOST]/PATH key=TEMPLATE [OPTION=VAL
 pub(crate) struct RawRule<'a> {
     /// Names the rule in faults.
     pub(crate) place: String,
+    /// What is wrong with the rule so far.
+    pub(crate) faults: FaultList,
     pub(crate) host: Option<Located<'a>>,
     pub(crate) methods: Option<Vec<Located<'a>>>,
     pub(crate) path: Option<Located<'a>>,
@@ -44,26 +30,28 @@ pub(crate) struct RawRule<'a> {
 
 impl<'a> RawRule<'a> {
     /// A rule of the configuration's list.
-    pub(crate) fn from_json(place: &str, json: &'a Json, faults: &mut FaultList) -> Self {
-        match json {
-            Json::Text(line) => Self::from_line(&Located::new(place, line), faults),
-            Json::Object(_) => Self::from_object(place, json, faults),
+    pub(crate) fn from_json(place: &str, json: &'a Json) -> Self {
+        let mut faults = FaultList::default();
+        let raw = match json {
+            Json::Text(line) => return Self::from_line(&Located::new(place, line)),
+            Json::Object(_) => Self::take_object(place, json, &mut faults),
             other => {
-                faults.add(
-                    place,
-                    format!(
-                        "expected a line (a string) or an object, found {}",
-                        other.kind()
-                    ),
-                );
+                faults.add(place, format!("expected a line (a string) or an object, found {}", other.kind()));
                 Self::default()
             }
-        }
+        };
+        Self { place: place.to_owned(), faults, ..raw }
     }
 
     /// `METHOD[,METHOD...] [HOST]/PATH key=TEMPLATE [OPTION=VALUE...]`.
-    pub(crate) fn from_line(line: &Located<'a>, faults: &mut FaultList) -> Self {
-        let mut raw = Self { place: line.place.clone(), ..Self::default() };
+    pub(crate) fn from_line(line: &Located<'a>) -> Self {
+        let mut faults = FaultList::default();
+        let raw = Self::take_line(line, &mut faults);
+        Self { place: line.place.clone(), faults, ..raw }
+    }
+
+    fn take_line(line: &Located<'a>, faults: &mut FaultList) -> Self {
+        let mut raw = Self::default();
         let mut words = words(line).into_iter();
         match words.next() {
             Some(methods) => raw.methods = Some(split_methods(&methods)),
@@ -80,13 +68,8 @@ impl<'a> RawRule<'a> {
                 raw.path = Some(target.part(path_at, target.text.len()));
             }
             None => {
-                let at = options
-                    .peek()
-                    .map_or(line.part(line.text.len(), line.text.len()), Clone::clone);
-                faults.push(at.fault(
-                    0,
-                    "expected a path template after the methods, as in POST /accounts/{id}",
-                ));
+                let at = options.peek().map_or(line.part(line.text.len(), line.text.len()), Clone::clone);
+                faults.push(at.fault(0, "expected a path template after the methods, as in POST /accounts/{id}"));
             }
         }
         for option in options {
@@ -100,13 +83,8 @@ impl<'a> RawRule<'a> {
 
     fn take_option(&mut self, option: &Located<'a>, faults: &mut FaultList) {
         let Some((name, value)) = option.split_once('=') else {
-            return faults.push(option.fault(
-                0,
-                format!(
-                    "expected OPTION=VALUE, OPTION one of {}",
-                    OPTIONS.join(", ")
-                ),
-            ));
+            return faults
+                .push(option.fault(0, format!("expected OPTION=VALUE, OPTION one of {}", OPTIONS.join(", "))));
         };
         let slot = match name.text {
             "key" => &mut self.key,
@@ -117,10 +95,7 @@ impl<'a> RawRule<'a> {
             "on_host_unavailable" => &mut self.on_host_unavailable,
             "name" => &mut self.name,
             _ => {
-                return faults.push(name.fault(
-                    0,
-                    format!("unknown option; expected one of {}", OPTIONS.join(", ")),
-                ));
+                return faults.push(name.fault(0, format!("unknown option; expected one of {}", OPTIONS.join(", "))));
             }
         };
         match slot {
@@ -129,25 +104,15 @@ impl<'a> RawRule<'a> {
         }
     }
 
-    fn from_object(place: &str, json: &'a Json, faults: &mut FaultList) -> Self {
-        let mut raw = Self { place: place.to_owned(), ..Self::default() };
-        let Some(fields) = Fields::new(place, json, &OBJECT_FIELDS, faults) else { return raw };
-        let mut raw = Self {
-            name: fields.text("name", faults),
-            ..Self::default()
-        };
+    fn take_object(place: &str, json: &'a Json, faults: &mut FaultList) -> Self {
+        let Some(fields) = Fields::new(place, json, &OBJECT_FIELDS, faults) else { return Self::default() };
+        let mut raw = Self { name: fields.text("name", faults), ..Self::default() };
         match fields.get("match") {
             Some(json) => raw.take_match(&fields.place_of("match"), json, faults),
-            None => faults.add(
-                fields.place_of("match"),
-                "missing; expected an object with host, methods, path",
-            ),
+            None => faults.add(fields.place_of("match"), "missing; expected an object with host, methods, path"),
         }
         if fields.get("key").is_none() {
-            faults.add(
-                fields.place_of("key"),
-                "missing; expected a key template, as in \"account:{id}\"",
-            );
+            faults.add(fields.place_of("key"), "missing; expected a key template, as in \"account:{id}\"");
         }
         raw.key = fields.text("key", faults);
         raw.wait = fields.text("wait", faults);
@@ -168,26 +133,16 @@ impl<'a> RawRule<'a> {
             Some(Json::List(methods)) if !methods.is_empty() => {
                 self.methods = methods_of(&methods_place, methods, faults);
             }
-            _ => faults.add(
-                methods_place,
-                "expected a list of methods, as in [\"POST\"], or [\"*\"] for every method",
-            ),
+            _ => faults.add(methods_place, "expected a list of methods, as in [\"POST\"], or [\"*\"] for every method"),
         }
         if fields.get("path").is_none() {
-            faults.add(
-                fields.place_of("path"),
-                "missing; expected a path template, as in \"/accounts/{id}\"",
-            );
+            faults.add(fields.place_of("path"), "missing; expected a path template, as in \"/accounts/{id}\"");
         }
         self.path = fields.text("path", faults);
     }
 }
 
-fn methods_of<'a>(
-    place: &str,
-    methods: &'a [Json],
-    faults: &mut FaultList,
-) -> Option<Vec<Located<'a>>> {
+fn methods_of<'a>(place: &str, methods: &'a [Json], faults: &mut FaultList) -> Option<Vec<Located<'a>>> {
     let mut located = Vec::new();
     for (index, method) in methods.iter().enumerate() {
         let place = format!("{place}[{index}]");
@@ -225,6 +180,5 @@ fn words<'a>(line: &Located<'a>) -> Vec<Located<'a>> {
 
 /// Whether a word is an option, and so no target: `key=a/{id}` has a slash too.
 fn is_option(word: &str) -> bool {
-    word.split_once('=')
-        .is_some_and(|(name, _)| OPTIONS.contains(&name))
+    word.split_once('=').is_some_and(|(name, _)| OPTIONS.contains(&name))
 }

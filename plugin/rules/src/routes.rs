@@ -55,8 +55,7 @@ impl Routes {
             HostPattern::Exact(host) => self.exact.entry(host.clone()).or_default(),
             HostPattern::Under(suffix) => self.under.entry(suffix.clone()).or_default(),
         };
-        root.endpoint(&matched.path.segments)
-            .insert(&matched.methods, rule)
+        root.endpoint(&matched.path.segments).insert(&matched.methods, rule)
     }
 
     /// Whether some rule asks for the host.
@@ -82,18 +81,10 @@ impl Routes {
     }
 
     fn levels(&self, host: &str) -> impl Iterator<Item = &Node> {
-        let suffixes = host
-            .match_indices('.')
-            .filter_map(move |(dot, _)| host.get(dot + 1..));
+        let suffixes = host.match_indices('.').filter_map(move |(dot, _)| host.get(dot + 1..));
         // Longer suffixes come first by themselves.
-        let under = suffixes
-            .filter_map(|suffix| self.under.get(suffix))
-            .collect::<Vec<_>>();
-        self.exact
-            .get(host)
-            .into_iter()
-            .chain(under)
-            .chain([&self.any])
+        let under = suffixes.filter_map(|suffix| self.under.get(suffix)).collect::<Vec<_>>();
+        self.exact.get(host).into_iter().chain(under).chain([&self.any])
     }
 }
 
@@ -108,10 +99,7 @@ impl Node {
     }
 
     fn static_child(&mut self, text: &str) -> &mut Node {
-        let at = match self
-            .statics
-            .binary_search_by(|(segment, _)| (**segment).cmp(text))
-        {
+        let at = match self.statics.binary_search_by(|(segment, _)| (**segment).cmp(text)) {
             Ok(at) => at,
             Err(at) => {
                 self.statics.insert(at, (text.into(), Node::default()));
@@ -124,12 +112,7 @@ impl Node {
 
     /// Each node is visited at most once, so a path costs no more than the tree has nodes. Captures are pushed on the
     /// way back, last one first: a path that matches nothing allocates nothing.
-    fn find<'p>(
-        &self,
-        path: Option<&'p str>,
-        method: &[u8],
-        captures: &mut Vec<&'p str>,
-    ) -> Option<RuleIndex> {
+    fn find<'p>(&self, path: Option<&'p str>, method: &[u8], captures: &mut Vec<&'p str>) -> Option<RuleIndex> {
         let Some(path) = path else {
             return self.end.find(method);
         };
@@ -137,9 +120,7 @@ impl Node {
             Some((segment, rest)) => (segment, Some(rest)),
             None => (path, None),
         };
-        if let Ok(at) = self
-            .statics
-            .binary_search_by(|(text, _)| (**text).cmp(segment))
+        if let Ok(at) = self.statics.binary_search_by(|(text, _)| (**text).cmp(segment))
             && let Some((_, child)) = self.statics.get(at)
             && let Some(rule) = child.find(rest, method, captures)
         {
@@ -158,11 +139,7 @@ impl Node {
 
     fn find_any(&self, method: &[u8]) -> Option<RuleIndex> {
         let here = self.end.find(method).or_else(|| self.tail.find(method));
-        let mut children = self
-            .statics
-            .iter()
-            .map(|(_, child)| child)
-            .chain(self.one.as_deref());
+        let mut children = self.statics.iter().map(|(_, child)| child).chain(self.one.as_deref());
         here.or_else(|| children.find_map(|child| child.find_any(method)))
     }
 }
@@ -190,11 +167,7 @@ impl Endpoint {
     }
 
     fn find(&self, method: &[u8]) -> Option<RuleIndex> {
-        let named = self
-            .named
-            .iter()
-            .find(|(name, _)| name.as_bytes() == method)
-            .map(|(_, rule)| *rule);
+        let named = self.named.iter().find(|(name, _)| name.as_bytes() == method).map(|(_, rule)| *rule);
         named.or(self.any)
     }
 }

@@ -8,30 +8,12 @@ use crate::host::HostPattern;
 use crate::raw::RawRule;
 use crate::template::{self, KeyTemplate, PathTemplate};
 
-const WAIT: (Duration, Bounds) = (
-    Duration::from_secs(10),
-    Bounds {
-        zero: true,
-        max: Duration::from_secs(600),
-        max_text: "10m",
-    },
-);
-const HOLD: (Duration, Bounds) = (
-    Duration::from_secs(60),
-    Bounds {
-        zero: false,
-        max: Duration::from_secs(3_600),
-        max_text: "1h",
-    },
-);
-const LOCK_DELAY: (Duration, Bounds) = (
-    Duration::from_secs(15),
-    Bounds {
-        zero: true,
-        max: Duration::from_secs(3_600),
-        max_text: "1h",
-    },
-);
+const WAIT: (Duration, Bounds) =
+    (Duration::from_secs(10), Bounds { zero: true, max: Duration::from_secs(600), max_text: "10m" });
+const HOLD: (Duration, Bounds) =
+    (Duration::from_secs(60), Bounds { zero: false, max: Duration::from_secs(3_600), max_text: "1h" });
+const LOCK_DELAY: (Duration, Bounds) =
+    (Duration::from_secs(15), Bounds { zero: true, max: Duration::from_secs(3_600), max_text: "1h" });
 
 /// The longest configured name, in bytes.
 const NAME_MAX_BYTES: usize = 128;
@@ -124,45 +106,25 @@ pub(crate) fn parse(raw: &RawRule<'_>, faults: &mut FaultList) -> Option<(Match,
         Some(source) => faults.keep(HostPattern::parse(source)),
         None => Some(HostPattern::Any),
     };
-    let methods = raw
-        .methods
-        .as_ref()
-        .and_then(|sources| parse_methods(sources, faults));
-    let path = raw
-        .path
-        .as_ref()
-        .and_then(|source| PathTemplate::parse(source, faults));
-    let key = raw
-        .key
-        .as_ref()
-        .and_then(|source| KeyTemplate::parse(source, path.as_ref(), faults));
-    let mut duration =
-        |source: &Option<Located<'_>>, (default, bounds): (Duration, Bounds)| match source {
-            Some(source) => faults.keep(duration::parse(source, bounds)),
-            None => Some(default),
-        };
+    let methods = raw.methods.as_ref().and_then(|sources| parse_methods(sources, faults));
+    let path = raw.path.as_ref().and_then(|source| PathTemplate::parse(source, faults));
+    let key = raw.key.as_ref().and_then(|source| KeyTemplate::parse(source, path.as_ref(), faults));
+    let mut duration = |source: &Option<Located<'_>>, (default, bounds): (Duration, Bounds)| match source {
+        Some(source) => faults.keep(duration::parse(source, bounds)),
+        None => Some(default),
+    };
     let wait = duration(&raw.wait, WAIT);
     let hold = duration(&raw.hold, HOLD);
     let lock_delay = duration(&raw.lock_delay, LOCK_DELAY);
-    let on_lost = choice(
-        &raw.on_lost,
-        [("abort", OnLost::Abort), ("continue", OnLost::Continue)],
-    );
+    let on_lost = choice(&raw.on_lost, [("abort", OnLost::Abort), ("continue", OnLost::Continue)]);
     let on_lost = faults.keep(on_lost);
-    let choices = [
-        ("deny", OnHostUnavailable::Deny),
-        ("allow", OnHostUnavailable::Allow),
-    ];
+    let choices = [("deny", OnHostUnavailable::Deny), ("allow", OnHostUnavailable::Allow)];
     let on_host_unavailable = faults.keep(choice(&raw.on_host_unavailable, choices));
     let name = match &raw.name {
         Some(source) => faults.keep(parse_name(source)),
         None => Some(default_name(raw)),
     };
-    let matched = Match {
-        host: host?,
-        methods: methods?,
-        path: path?,
-    };
+    let matched = Match { host: host?, methods: methods?, path: path? };
     let rule = Rule {
         name: name?,
         wait: wait?,
@@ -204,20 +166,13 @@ fn parse_method<'a>(source: &Located<'a>) -> Result<&'a str, Fault> {
     if method == "*" {
         return Err(source.fault(0, "'*' is every method and stands alone"));
     }
-    if method.is_empty()
-        || method.len() > METHOD_MAX_BYTES
-        || !method.bytes().all(template::is_token_byte)
-    {
+    if method.is_empty() || method.len() > METHOD_MAX_BYTES || !method.bytes().all(template::is_token_byte) {
         return Err(source.fault(0, "expected a method such as POST, or '*' for every method"));
     }
-    match USUAL
-        .iter()
-        .find(|usual| usual.eq_ignore_ascii_case(method))
-    {
-        Some(usual) if *usual != method => Err(source.fault(
-            0,
-            format!("methods are case-sensitive: expected {usual}, found {method}"),
-        )),
+    match USUAL.iter().find(|usual| usual.eq_ignore_ascii_case(method)) {
+        Some(usual) if *usual != method => {
+            Err(source.fault(0, format!("methods are case-sensitive: expected {usual}, found {method}")))
+        }
         _ => Ok(method),
     }
 }
@@ -231,20 +186,16 @@ fn choice<T: Copy + Default, const N: usize>(
     };
     match choices.iter().find(|(text, _)| *text == source.text) {
         Some((_, value)) => Ok(*value),
-        None => Err(source.fault(
-            0,
-            format!("expected {}", choices.map(|(text, _)| text).join(" or ")),
-        )),
+        None => Err(source.fault(0, format!("expected {}", choices.map(|(text, _)| text).join(" or ")))),
     }
 }
 
 fn parse_name(source: &Located<'_>) -> Result<String, Fault> {
     let name = source.text;
     if name.is_empty() || name.len() > NAME_MAX_BYTES || name.trim() != name {
-        return Err(source.fault(
-            0,
-            format!("a name has 1 to {NAME_MAX_BYTES} characters, none of the outer ones a space"),
-        ));
+        return Err(
+            source.fault(0, format!("a name has 1 to {NAME_MAX_BYTES} characters, none of the outer ones a space"))
+        );
     }
     match name.find(|c: char| !c.is_ascii_graphic() && c != ' ') {
         Some(at) => Err(source.fault(at, "a name has only printable ASCII characters")),
@@ -253,22 +204,9 @@ fn parse_name(source: &Located<'_>) -> Result<String, Fault> {
 }
 
 fn default_name(raw: &RawRule<'_>) -> String {
-    let methods: Vec<&str> = raw
-        .methods
-        .iter()
-        .flatten()
-        .map(|method| method.text)
-        .collect();
+    let methods: Vec<&str> = raw.methods.iter().flatten().map(|method| method.text).collect();
     let host = raw.host.as_ref().map_or("", |host| host.text);
     let path = raw.path.as_ref().map_or("", |path| path.text);
     let text = format!("{} {host}{path}", methods.join(","));
-    text.chars()
-        .map(|c| {
-            if c.is_ascii() {
-                c.to_string()
-            } else {
-                c.escape_unicode().to_string()
-            }
-        })
-        .collect()
+    text.chars().map(|c| if c.is_ascii() { c.to_string() } else { c.escape_unicode().to_string() }).collect()
 }

@@ -89,8 +89,7 @@ pub(crate) fn ambiguity(path: &[u8]) -> Option<&'static str> {
     if encoding::has_invalid_escape(path) {
         return Some("an invalid percent escape");
     }
-    path.split(|&byte| byte == b'/')
-        .find_map(|segment| value_ambiguity(&encoding::decode(segment)))
+    path.split(|&byte| byte == b'/').find_map(|segment| value_ambiguity(&encoding::decode(segment)))
 }
 
 /// What makes a decoded segment ambiguous, if anything does.
@@ -119,40 +118,23 @@ fn value_ambiguity(segment: &[u8]) -> Option<&'static str> {
 pub(crate) fn readings(target: &[u8]) -> impl Iterator<Item = String> {
     let has = |byte: u8| target.contains(&byte);
     let (has_escape, has_backslash, has_fragment) = (has(b'%'), has(b'\\'), has(b'#'));
-    let separators = [
-        Separators::Slash,
-        Separators::SlashAndBackslash,
-        Separators::EscapedToo,
-    ];
-    let separators = separators
-        .into_iter()
-        .filter(move |separators| match separators {
-            Separators::Slash => true,
-            Separators::SlashAndBackslash => has_backslash,
-            Separators::EscapedToo => has_escape,
-        });
-    let escapes = [Escapes::Once, Escapes::Fully]
-        .into_iter()
-        .filter(move |&it| it == Escapes::Once || has_escape);
-    let fragments = [true, false]
-        .into_iter()
-        .filter(move |&cuts_fragment| cuts_fragment || has_fragment);
+    let separators = [Separators::Slash, Separators::SlashAndBackslash, Separators::EscapedToo];
+    let separators = separators.into_iter().filter(move |separators| match separators {
+        Separators::Slash => true,
+        Separators::SlashAndBackslash => has_backslash,
+        Separators::EscapedToo => has_escape,
+    });
+    let escapes = [Escapes::Once, Escapes::Fully].into_iter().filter(move |&it| it == Escapes::Once || has_escape);
+    let fragments = [true, false].into_iter().filter(move |&cuts_fragment| cuts_fragment || has_fragment);
     separators.flat_map(move |separators| {
         let fragments = fragments.clone();
         escapes.clone().flat_map(move |escapes| {
             fragments.clone().flat_map(move |cuts_fragment| {
-                [(false, true), (true, true), (false, false), (true, false)]
-                    .into_iter()
-                    .map(move |(trims, resolves_parents)| {
-                        Reader {
-                            escapes,
-                            separators,
-                            trims,
-                            resolves_parents,
-                            cuts_fragment,
-                        }
-                        .read(target)
-                    })
+                [(false, true), (true, true), (false, false), (true, false)].into_iter().map(
+                    move |(trims, resolves_parents)| {
+                        Reader { escapes, separators, trims, resolves_parents, cuts_fragment }.read(target)
+                    },
+                )
             })
         })
     })
@@ -160,10 +142,7 @@ pub(crate) fn readings(target: &[u8]) -> impl Iterator<Item = String> {
 
 /// Up to the query or fragment.
 fn path_of(target: &[u8]) -> &[u8] {
-    let end = target
-        .iter()
-        .position(|byte| matches!(byte, b'?' | b'#'))
-        .unwrap_or(target.len());
+    let end = target.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(target.len());
     target.get(..end).unwrap_or_default()
 }
 
@@ -172,18 +151,12 @@ fn canonical_already(path: &[u8]) -> Option<&str> {
     let mut previous = 0;
     for &byte in path {
         // A dot at the start of a segment may be all of it.
-        if !(encoding::is_canonical(byte) || byte == b'/')
-            || previous == b'/' && matches!(byte, b'/' | b'.')
-        {
+        if !(encoding::is_canonical(byte) || byte == b'/') || previous == b'/' && matches!(byte, b'/' | b'.') {
             return None;
         }
         previous = byte;
     }
-    if previous == b'/' && path.len() > 1 {
-        None
-    } else {
-        std::str::from_utf8(path).ok()
-    }
+    if previous == b'/' && path.len() > 1 { None } else { std::str::from_utf8(path).ok() }
 }
 
 impl Reader {
@@ -192,10 +165,7 @@ impl Reader {
         let path = if self.cuts_fragment {
             path_of(target)
         } else {
-            target
-                .split(|&byte| byte == b'?')
-                .next()
-                .unwrap_or_default()
+            target.split(|&byte| byte == b'?').next().unwrap_or_default()
         };
         let mut segments: Vec<Vec<u8>> = Vec::new();
         for mut segment in self.split(without_authority(path)) {
@@ -214,11 +184,7 @@ impl Reader {
             canonical.push('/');
             encoding::encode(segment, &mut canonical);
         }
-        if canonical.is_empty() {
-            "/".to_owned()
-        } else {
-            canonical
-        }
+        if canonical.is_empty() { "/".to_owned() } else { canonical }
     }
 
     /// Splits into decoded segments.
@@ -231,11 +197,7 @@ impl Reader {
                 Some(decoded) => (decoded, true, 3),
                 None => (byte, false, 1),
             };
-            rest = if is_escaped {
-                rest.get(length..).unwrap_or_default()
-            } else {
-                after
-            };
+            rest = if is_escaped { rest.get(length..).unwrap_or_default() } else { after };
             segment.push(byte);
             let is_escaped = self.escapes == Escapes::Fully && collapse(&mut segment) || is_escaped;
             if self.is_separator(segment.last().copied(), is_escaped) {
@@ -261,18 +223,9 @@ impl Reader {
 fn collapse(segment: &mut Vec<u8>) -> bool {
     let mut is_changed = false;
     loop {
-        let tail = |length: usize| {
-            segment
-                .len()
-                .checked_sub(length)
-                .and_then(|start| segment.get(start..))
-        };
+        let tail = |length: usize| segment.len().checked_sub(length).and_then(|start| segment.get(start..));
         let found = tail(3).and_then(encoding::escape).map(|byte| (byte, 3));
-        let found = found.or_else(|| {
-            tail(6)
-                .and_then(encoding::unicode_escape)
-                .map(|byte| (byte, 6))
-        });
+        let found = found.or_else(|| tail(6).and_then(encoding::unicode_escape).map(|byte| (byte, 6)));
         let Some((byte, length)) = found else {
             return is_changed;
         };
@@ -284,9 +237,7 @@ fn collapse(segment: &mut Vec<u8>) -> bool {
 
 /// Trims a segment as lenient upstreams do; false if the path ends in it.
 fn trim(segment: &mut Vec<u8>) -> bool {
-    let path_end = segment
-        .iter()
-        .position(|byte| matches!(byte, b'?' | b'#' | 0));
+    let path_end = segment.iter().position(|byte| matches!(byte, b'?' | b'#' | 0));
     segment.truncate(path_end.unwrap_or(segment.len()));
     let parameter = segment.iter().position(|&byte| byte == b';');
     segment.truncate(parameter.unwrap_or(segment.len()));
@@ -304,9 +255,6 @@ fn without_authority(path: &[u8]) -> &[u8] {
         return path;
     };
     let after_scheme = path.get(scheme_end + 3..).unwrap_or_default();
-    let path_start = after_scheme
-        .iter()
-        .position(|&byte| byte == b'/')
-        .unwrap_or(after_scheme.len());
+    let path_start = after_scheme.iter().position(|&byte| byte == b'/').unwrap_or(after_scheme.len());
     after_scheme.get(path_start..).unwrap_or_default()
 }

@@ -48,9 +48,7 @@ impl PathTemplate {
             return None;
         };
         if after_slash.is_empty() {
-            return Some(Self {
-                segments: Vec::new(),
-            });
+            return Some(Self { segments: Vec::new() });
         }
         let mut segments: Vec<Segment> = Vec::new();
         let mut is_good = true;
@@ -64,10 +62,7 @@ impl PathTemplate {
             }
         }
         if segments.len() > SEGMENTS_MAX {
-            faults.push(source.fault(
-                0,
-                format!("a path template has at most {SEGMENTS_MAX} segments"),
-            ));
+            faults.push(source.fault(0, format!("a path template has at most {SEGMENTS_MAX} segments")));
             return None;
         }
         is_good.then_some(Self { segments })
@@ -85,69 +80,42 @@ impl Segment {
         if matches!(before.last(), Some(Segment::Tail(_))) {
             return Err(source.fault(0, "nothing can follow a tail parameter"));
         }
-        let Some(inside) = text
-            .strip_prefix('{')
-            .and_then(|text| text.strip_suffix('}'))
-        else {
+        let Some(inside) = text.strip_prefix('{').and_then(|text| text.strip_suffix('}')) else {
             return Self::parse_static(source);
         };
         let name = inside.strip_prefix('*').unwrap_or(inside);
         let name_at = text.len() - 1 - name.len();
-        if name.is_empty()
-            || !name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
-        {
-            let expected = "expected a parameter's name of letters, digits, '_' and '-', as in {id}, or {*rest} for a tail";
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')) {
+            let expected =
+                "expected a parameter's name of letters, digits, '_' and '-', as in {id}, or {*rest} for a tail";
             return Err(source.fault(name_at, expected));
         }
-        if before
-            .iter()
-            .filter_map(Segment::parameter)
-            .any(|earlier| earlier == name)
-        {
+        if before.iter().filter_map(Segment::parameter).any(|earlier| earlier == name) {
             return Err(source.fault(name_at, format!("the parameter {{{name}}} is there twice")));
         }
         let is_tail = name.len() < inside.len();
-        Ok(if is_tail {
-            Self::Tail(name.into())
-        } else {
-            Self::One(name.into())
-        })
+        Ok(if is_tail { Self::Tail(name.into()) } else { Self::One(name.into()) })
     }
 
     fn parse_static(source: &Located<'_>) -> Result<Self, Fault> {
         let text = source.text;
         if let Some(at) = text.find(['{', '}']) {
-            return Err(source.fault(
-                at,
-                "a parameter fills a whole segment, as in /{id}/; a literal brace is %7B or %7D",
-            ));
+            return Err(
+                source.fault(at, "a parameter fills a whole segment, as in /{id}/; a literal brace is %7B or %7D")
+            );
         }
-        if let Some(at) =
-            text.find(|c: char| c == '?' || c == '#' || c.is_whitespace() || c.is_control())
-        {
-            return Err(source.fault(
-                at,
-                "a path template has no query, fragment or space (%20 is an escaped space)",
-            ));
+        if let Some(at) = text.find(|c: char| c == '?' || c == '#' || c.is_whitespace() || c.is_control()) {
+            return Err(source.fault(at, "a path template has no query, fragment or space (%20 is an escaped space)"));
         }
         let decoded = encoding::decode(text.as_bytes());
         match decoded.as_slice() {
-            b"" => Err(source.fault(
-                0,
-                "an empty segment: paths are matched without doubled and trailing slashes",
-            )),
+            b"" => Err(source.fault(0, "an empty segment: paths are matched without doubled and trailing slashes")),
             b"." => Err(source.fault(0, "a '.' segment: paths are matched without them")),
-            b"*" | b"**" => Err(source.fault(
-                0,
-                "not a wildcard; write {name} for one segment, {*name} for a tail",
-            )),
+            b"*" | b"**" => Err(source.fault(0, "not a wildcard; write {name} for one segment, {*name} for a tail")),
             _ => match spelling::ambiguity(text.as_bytes()) {
-                Some(reason) => Err(source.fault(
-                    0,
-                    format!("never matches: a request with {reason} in its path is refused"),
-                )),
+                Some(reason) => {
+                    Err(source.fault(0, format!("never matches: a request with {reason} in its path is refused")))
+                }
                 None => {
                     let mut canonical = String::new();
                     encoding::encode(&decoded, &mut canonical);
@@ -166,21 +134,12 @@ impl Segment {
 }
 
 impl KeyTemplate {
-    pub(crate) fn parse(
-        source: &Located<'_>,
-        path: Option<&PathTemplate>,
-        faults: &mut FaultList,
-    ) -> Option<Self> {
+    pub(crate) fn parse(source: &Located<'_>, path: Option<&PathTemplate>, faults: &mut FaultList) -> Option<Self> {
         if source.text.is_empty() {
             faults.push(source.fault(0, "a key template must not be empty"));
             return None;
         }
-        let mut parser = KeyParser {
-            source,
-            path,
-            pieces: Vec::new(),
-            literal: String::new(),
-        };
+        let mut parser = KeyParser { source, path, pieces: Vec::new(), literal: String::new() };
         let mut is_good = true;
         let mut at = 0;
         while let Some(c) = source.text.get(at..).and_then(|rest| rest.chars().next()) {
@@ -215,60 +174,31 @@ impl KeyParser<'_, '_> {
     /// Takes what starts at byte `at` with `c`; tells how many bytes that was.
     fn take(&mut self, at: usize, c: char) -> (usize, Result<(), Fault>) {
         let rest = self.source.text.get(at..).unwrap_or_default();
-        if let Some(brace) = [("{{", '{'), ("}}", '}')]
-            .iter()
-            .find(|(text, _)| rest.starts_with(text))
-        {
+        if let Some(brace) = [("{{", '{'), ("}}", '}')].iter().find(|(text, _)| rest.starts_with(text)) {
             self.literal.push(brace.1);
             return (2, Ok(()));
         }
         match c {
             '{' => match rest.find('}') {
-                Some(end) => (
-                    end + 1,
-                    self.placeholder(at, rest.get(1..end).unwrap_or_default()),
-                ),
-                None => (
-                    rest.len(),
-                    Err(self
-                        .source
-                        .fault(at, "'{' is not closed; a literal brace is doubled: '{{'")),
-                ),
+                Some(end) => (end + 1, self.placeholder(at, rest.get(1..end).unwrap_or_default())),
+                None => (rest.len(), Err(self.source.fault(at, "'{' is not closed; a literal brace is doubled: '{{'"))),
             },
-            '}' => (
-                1,
-                Err(self
-                    .source
-                    .fault(at, "'}' closes nothing; a literal brace is doubled: '}}'")),
-            ),
+            '}' => (1, Err(self.source.fault(at, "'}' closes nothing; a literal brace is doubled: '}}'"))),
             // The full keys of a request go to the upstream as one comma-separated list.
             ',' => (1, Err(self.source.fault(at, "a key has no commas"))),
             c if c.is_ascii_graphic() => {
                 self.literal.push(c);
                 (1, Ok(()))
             }
-            c => (
-                c.len_utf8(),
-                Err(self
-                    .source
-                    .fault(at, "a key has only visible ASCII characters and no spaces")),
-            ),
+            c => (c.len_utf8(), Err(self.source.fault(at, "a key has only visible ASCII characters and no spaces"))),
         }
     }
 
     fn placeholder(&mut self, at: usize, text: &str) -> Result<(), Fault> {
         let piece = self.piece(at, text)?;
-        let is_apart = self
-            .literal
-            .bytes()
-            .any(|byte| !encoding::is_canonical(byte) && byte != b'%');
+        let is_apart = self.literal.bytes().any(|byte| !encoding::is_canonical(byte) && byte != b'%');
         self.end_literal();
-        if !is_apart
-            && self
-                .pieces
-                .iter()
-                .any(|piece| !matches!(piece, Piece::Literal(_)))
-        {
+        if !is_apart && self.pieces.iter().any(|piece| !matches!(piece, Piece::Literal(_))) {
             let message = "two values need a character between them that neither contains, such as ':' or '/', or else \
                            different requests could get the same key";
             return Err(self.source.fault(at, message));
@@ -284,16 +214,13 @@ impl KeyParser<'_, '_> {
     fn piece(&self, at: usize, text: &str) -> Result<Piece, Fault> {
         let name_at = at + 1 + text.find('.').map_or(0, |dot| dot + 1);
         match text.split_once('.') {
-            Some(("query", "")) => Err(self
-                .source
-                .fault(name_at, "the query parameter's name is missing")),
+            Some(("query", "")) => Err(self.source.fault(name_at, "the query parameter's name is missing")),
             Some(("query", name)) if name.bytes().all(|byte| byte.is_ascii_graphic()) => {
                 Ok(Piece::Part(KeyPart::Query(name.into())))
             }
-            Some(("query", _)) => Err(self.source.fault(
-                name_at,
-                "the name of a query parameter is visible ASCII, not escaped",
-            )),
+            Some(("query", _)) => {
+                Err(self.source.fault(name_at, "the name of a query parameter is visible ASCII, not escaped"))
+            }
             Some(("header", name)) => self.header(name_at, name),
             _ => self.path_parameter(at, text),
         }
@@ -301,19 +228,12 @@ impl KeyParser<'_, '_> {
 
     fn header(&self, at: usize, name: &str) -> Result<Piece, Fault> {
         if name.is_empty() || !name.bytes().all(is_token_byte) {
-            return Err(self
-                .source
-                .fault(at, "expected a header's name, as in {header.x-tenant}"));
+            return Err(self.source.fault(at, "expected a header's name, as in {header.x-tenant}"));
         }
         if name.eq_ignore_ascii_case("host") {
-            return Err(self.source.fault(
-                at,
-                "the host cannot be a part of a key; write a rule for each host",
-            ));
+            return Err(self.source.fault(at, "the host cannot be a part of a key; write a rule for each host"));
         }
-        Ok(Piece::Part(KeyPart::Header(
-            name.to_ascii_lowercase().into(),
-        )))
+        Ok(Piece::Part(KeyPart::Header(name.to_ascii_lowercase().into())))
     }
 
     fn path_parameter(&self, at: usize, text: &str) -> Result<Piece, Fault> {
@@ -324,31 +244,20 @@ impl KeyParser<'_, '_> {
         if let Some(index) = path.parameters().position(|name| name == text) {
             return Ok(Piece::Path(index));
         }
-        let mut available: Vec<String> = path
-            .parameters()
-            .map(|name| format!("{{{name}}}"))
-            .collect();
+        let mut available: Vec<String> = path.parameters().map(|name| format!("{{{name}}}")).collect();
         available.extend(["{query.NAME}".to_owned(), "{header.NAME}".to_owned()]);
         let available = available.join(", ");
-        Err(self.source.fault(
-            at,
-            format!("there is no {{{text}}} here; available: {available}"),
-        ))
+        Err(self.source.fault(at, format!("there is no {{{text}}} here; available: {available}")))
     }
 
     fn is_tail(&self, index: usize) -> bool {
-        let mut parameters = self
-            .path
-            .iter()
-            .flat_map(|path| &path.segments)
-            .filter(|it| it.parameter().is_some());
+        let mut parameters = self.path.iter().flat_map(|path| &path.segments).filter(|it| it.parameter().is_some());
         matches!(parameters.nth(index), Some(Segment::Tail(_)))
     }
 
     fn end_literal(&mut self) {
         if !self.literal.is_empty() {
-            self.pieces
-                .push(Piece::Literal(std::mem::take(&mut self.literal).into()));
+            self.pieces.push(Piece::Literal(std::mem::take(&mut self.literal).into()));
         }
     }
 }
@@ -358,19 +267,6 @@ pub(crate) const fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(
             byte,
-            b'!' | b'#'
-                | b'$'
-                | b'%'
-                | b'&'
-                | b'\''
-                | b'*'
-                | b'+'
-                | b'-'
-                | b'.'
-                | b'^'
-                | b'_'
-                | b'`'
-                | b'|'
-                | b'~'
+            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
         )
 }
