@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Output, Stdio};
 
 use crate::failure::Failure;
@@ -53,6 +54,12 @@ pub(crate) fn openly(command: &mut Command) -> Result<(), Failure> {
     println!("      $ {}", shown(command));
     let status = command.stdin(Stdio::null()).status().map_err(|error| not_started(command, &error))?;
     if status.success() { Ok(()) } else { Err(ended(command, status)) }
+}
+
+/// Turns into `command`, so that signals and the exit code are its own; returns only if it cannot be started.
+pub(crate) fn become_program(command: &mut Command) -> Failure {
+    println!("      $ {}", shown(command));
+    not_started(command, &command.exec())
 }
 
 /// What `command` prints on stdout, if it can be run and succeeds.
