@@ -59,7 +59,8 @@ pub(crate) fn openly(command: &mut Command) -> Result<(), Failure> {
 /// Turns into `command`, so that signals and the exit code are its own; returns only if it cannot be started.
 pub(crate) fn become_program(command: &mut Command) -> Failure {
     println!("      $ {}", shown(command));
-    not_started(command, &command.exec())
+    let error = command.exec();
+    not_started(command, &error)
 }
 
 /// What `command` prints on stdout, if it can be run and succeeds.
