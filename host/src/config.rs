@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use turnstile_core::HandoffBudget;
 
+use crate::store::sqlite;
+
 mod section;
 
 use section::{Fault, Section};
@@ -39,14 +41,7 @@ pub struct Sessions {
 #[derive(Clone, Debug)]
 pub enum Store {
     /// An embedded SQLite database in one file.
-    Sqlite {
-        /// The file; made if absent.
-        path: PathBuf,
-        /// How long this host's records outlive its last beat.
-        lease_ttl: Duration,
-        /// Epochs start above this number.
-        epoch_base: u64,
-    },
+    Sqlite(sqlite::Config),
 }
 
 /// Flags that override the file.
@@ -148,7 +143,7 @@ impl Store {
         }
         let epoch_max = usize::try_from(turnstile_core::Token::EPOCH_MAX.0 / 2).unwrap_or(usize::MAX);
         let epoch_base = section.count("epoch_base", 0, 0..=epoch_max) as u64;
-        Self::Sqlite { path, lease_ttl, epoch_base }
+        Self::Sqlite(sqlite::Config { path, lease_ttl, epoch_base })
     }
 }
 
@@ -203,7 +198,8 @@ mod tests {
         let faults = faults(text);
         let lines: Vec<&str> = faults.lines().collect();
         assert_eq!(lines.len(), 5, "{faults}");
-        for (line, place) in lines.iter().zip(["sessions.ttl", "sessions.heartbeet", "store.kind", "limits.keys", "oops"])
+        for (line, place) in
+            lines.iter().zip(["sessions.ttl", "sessions.heartbeet", "store.kind", "limits.keys", "oops"])
         {
             assert!(line.starts_with(place), "{line:?} should name {place}");
         }
@@ -224,8 +220,8 @@ mod tests {
     #[test]
     fn flags_override_the_file() {
         let overrides = Overrides { database: Some("other.db".into()), ..Overrides::default() };
-        let Store::Sqlite { path, .. } = Config::parse("[store]\npath = \"a.db\"", &overrides).unwrap().store;
-        assert_eq!(path, PathBuf::from("other.db"));
+        let Store::Sqlite(store) = Config::parse("[store]\npath = \"a.db\"", &overrides).unwrap().store;
+        assert_eq!(store.path, PathBuf::from("other.db"));
     }
 
     #[test]

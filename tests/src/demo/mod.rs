@@ -4,7 +4,6 @@
 pub mod bank;
 pub mod journal;
 pub mod ledger;
-pub mod load;
 pub mod options;
 pub mod processes;
 pub mod report;

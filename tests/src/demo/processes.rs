@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
 
-use super::load;
+use crate::http::Ask;
 
 /// How long a program may take until it answers.
 const READY_MAX: Duration = Duration::from_secs(20);
@@ -63,14 +63,13 @@ impl Process {
             if let Some(status) = self.child.try_wait()? {
                 return Err(self.failed(&format!("ended with {status} before it was ready")));
             }
-            match load::get(address, path).await {
-                Ok((status, _)) if status == 200 => return Ok(()),
+            match Ask::get(path).send(address).await {
+                Ok(answer) if answer.status == 200 => return Ok(()),
                 Ok(_) | Err(_) if start.elapsed() < READY_MAX => tokio::time::sleep(LOOK_EVERY).await,
-                Ok((status, body)) => {
-                    let text = String::from_utf8_lossy(&body).into_owned();
-                    return Err(
-                        self.failed(&format!("answered {path} with {status} for {READY_MAX:?}: {}", text.trim()))
-                    );
+                Ok(answer) => {
+                    let text = String::from_utf8_lossy(&answer.body).into_owned();
+                    let what = format!("answered {path} with {} for {READY_MAX:?}: {}", answer.status, text.trim());
+                    return Err(self.failed(&what));
                 }
                 Err(error) => return Err(self.failed(&format!("did not answer for {READY_MAX:?}: {error}"))),
             }
@@ -131,9 +130,4 @@ impl Drop for Process {
         // Children may outlive the one we started; the group has them all. An error means that it is empty.
         let _ = kill_process_group(self.group, Signal::KILL);
     }
-}
-
-/// An address of this machine that nobody listens on at this moment, for programs that must be told one.
-pub fn free_address() -> io::Result<SocketAddr> {
-    TcpListener::bind(("127.0.0.1", 0))?.local_addr()
 }

@@ -1,15 +1,18 @@
 //! Puts the outcomes side by side, and says whether the demo showed what it is to show.
 
-use hdrhistogram::Histogram;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::journal::Account;
-use super::load::Seen;
+use crate::load::{Outcome, quantile};
 
 /// What became of one burst.
-#[derive(Clone, Debug)]
-pub struct Outcome {
+#[derive(Debug)]
+pub struct Burst {
     /// What the client saw.
-    pub seen: Seen,
+    pub seen: Outcome,
+    /// From the first request to the last answer.
+    pub took: Duration,
     /// What is in the accounts at the end.
     pub money: i64,
     /// What the bank's journal says of the accounts.
@@ -17,25 +20,33 @@ pub struct Outcome {
 }
 
 /// Both bursts.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Report {
     /// Deposits of each burst.
     pub deposits: usize,
     /// Past the plain Envoy.
-    pub plain: Outcome,
+    pub plain: Burst,
     /// Past Turnstile.
-    pub guarded: Option<Outcome>,
+    pub guarded: Option<Burst>,
 }
 
-impl Outcome {
+impl Burst {
     /// Deposits that were answered with 200 and are not in the accounts.
     pub fn lost(&self) -> i64 {
-        i64::try_from(self.seen.acknowledged()).unwrap_or(i64::MAX) - self.money
+        i64::try_from(self.acknowledged()).unwrap_or(i64::MAX) - self.money
     }
 
     /// Executions that began while another one of the same account was at work.
     pub fn overlaps(&self) -> u64 {
         self.sum(|account| account.overlaps)
+    }
+
+    fn acknowledged(&self) -> usize {
+        self.seen.count(200)
+    }
+
+    fn rate(&self) -> f64 {
+        self.seen.statuses.values().sum::<usize>() as f64 / self.took.as_secs_f64().max(1e-9)
     }
 
     fn sum(&self, of: impl Fn(&Account) -> u64) -> u64 {
@@ -54,15 +65,14 @@ impl Outcome {
         }
     }
 
+    /// Answers other than 200, and requests without an answer, by what they are.
     fn others(&self) -> String {
-        let statuses = self
-            .seen
-            .answers
-            .iter()
-            .filter(|(status, _)| **status != 200)
-            .map(|(status, count)| format!("{count} x {status}"));
-        let errors = self.seen.errors.iter().map(|(error, count)| format!("{count} x {error}"));
-        let others: Vec<String> = statuses.chain(errors).collect();
+        let statuses = self.seen.statuses.iter().map(|(status, count)| (status.to_string(), *count));
+        let mut others: BTreeMap<String, usize> = statuses.filter(|(status, _)| status != "200").collect();
+        for fault in &self.seen.faults {
+            *others.entry(fault.clone()).or_default() += 1;
+        }
+        let others: Vec<String> = others.iter().map(|(what, count)| format!("{count} x {what}")).collect();
         if others.is_empty() { "0".into() } else { others.join(", ") }
     }
 }
@@ -84,7 +94,7 @@ impl Report {
         if let Some(guarded) = &self.guarded {
             let deposits = self.deposits as u64;
             expect(
-                guarded.seen.acknowledged() == self.deposits,
+                guarded.acknowledged() == self.deposits,
                 format!("past Turnstile, not all answers were 200: {}", guarded.others()),
             );
             expect(guarded.lost() == 0, format!("past Turnstile, {} deposits were lost", guarded.lost()));
@@ -105,25 +115,24 @@ impl Report {
 
     /// The outcomes side by side.
     pub fn table(&self) -> String {
-        let columns: Vec<(&str, &Outcome)> = [("plain Envoy", &self.plain)]
+        let columns: Vec<(&str, &Burst)> = [("plain Envoy", &self.plain)]
             .into_iter()
             .chain(self.guarded.iter().map(|guarded| ("Turnstile", guarded)))
             .collect();
         let mut text = row("", columns.iter().map(|(name, _)| (*name).to_owned()));
-        let mut add = |name: &str, of: &dyn Fn(&Outcome) -> String| {
-            text += &row(name, columns.iter().map(|(_, outcome)| of(outcome)))
-        };
+        let mut add =
+            |name: &str, of: &dyn Fn(&Burst) -> String| text += &row(name, columns.iter().map(|(_, burst)| of(burst)));
         add("deposits sent", &|_| grouped(self.deposits as i64));
-        add("answered 200", &|outcome| grouped(outcome.seen.acknowledged() as i64));
-        add("other answers, errors", &Outcome::others);
-        add("money in the accounts", &|outcome| grouped(outcome.money));
-        add("DEPOSITS LOST", &|outcome| grouped(outcome.lost()));
-        add("overlapping executions", &|outcome| grouped(outcome.overlaps() as i64));
-        add("at once on one account, at most", &|outcome| outcome.at_once_max().to_string());
-        add("fencing tokens at the bank", &Outcome::tokens);
-        add("requests/s", &|outcome| grouped(outcome.seen.rate().round() as i64));
-        add("answer time p50 / p99, ms", &|outcome| quantiles(&outcome.seen.answer_us));
-        add("  of it waiting for the lock", &|outcome| quantiles(&outcome.seen.wait_us));
+        add("answered 200", &|burst| grouped(burst.acknowledged() as i64));
+        add("other answers, errors", &Burst::others);
+        add("money in the accounts", &|burst| grouped(burst.money));
+        add("DEPOSITS LOST", &|burst| grouped(burst.lost()));
+        add("overlapping executions", &|burst| grouped(burst.overlaps() as i64));
+        add("at once on one account, at most", &|burst| burst.at_once_max().to_string());
+        add("fencing tokens at the bank", &Burst::tokens);
+        add("requests/s", &|burst| grouped(burst.rate().round() as i64));
+        add("answer time p50 / p99, ms", &|burst| quantiles(&burst.seen.latencies));
+        add("  of it waiting for the lock", &|burst| quantiles(&burst.seen.waits));
         text
     }
 }
@@ -133,12 +142,11 @@ fn row(name: &str, cells: impl Iterator<Item = String>) -> String {
     format!("  {name:<32}{cells}\n")
 }
 
-fn quantiles(micros: &Histogram<u64>) -> String {
-    if micros.is_empty() {
-        return "-".into();
+fn quantiles(sorted: &[Duration]) -> String {
+    match (quantile(sorted, 0.5), quantile(sorted, 0.99)) {
+        (Some(median), Some(high)) => format!("{:.1} / {:.1}", median.as_secs_f64() * 1e3, high.as_secs_f64() * 1e3),
+        _ => "-".into(),
     }
-    let ms = |quantile| micros.value_at_quantile(quantile) as f64 / 1e3;
-    format!("{:.1} / {:.1}", ms(0.5), ms(0.99))
 }
 
 fn grouped(number: i64) -> String {
@@ -155,34 +163,24 @@ fn grouped(number: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-    use std::time::Duration;
-
     use super::*;
 
-    fn outcome(acknowledged: usize, money: i64, account: Account) -> Outcome {
-        let histogram = || Histogram::new(3).unwrap();
-        let seen = Seen {
-            answers: BTreeMap::from([(200, acknowledged)]),
-            errors: BTreeMap::new(),
-            took: Duration::from_secs(1),
-            answer_us: histogram(),
-            wait_us: histogram(),
-        };
-        Outcome { seen, money, did: vec![account] }
+    fn burst(acknowledged: usize, money: i64, account: Account) -> Burst {
+        let seen = Outcome { statuses: BTreeMap::from([(200, acknowledged)]), ..Outcome::default() };
+        Burst { seen, took: Duration::from_secs(1), money, did: vec![account] }
     }
 
-    fn losing() -> Outcome {
+    fn losing() -> Burst {
         let did = Account { executions: 10, overlaps: 7, at_once_max: 3, tokens_missing: 10, ..Account::default() };
-        outcome(10, 4, did)
+        burst(10, 4, did)
     }
 
-    fn good() -> Outcome {
-        outcome(10, 10, Account { executions: 10, at_once_max: 1, ..Account::default() })
+    fn good() -> Burst {
+        burst(10, 10, Account { executions: 10, at_once_max: 1, ..Account::default() })
     }
 
     #[track_caller]
-    fn check(plain: Outcome, guarded: Outcome, faults: usize) {
+    fn check(plain: Burst, guarded: Burst, faults: usize) {
         let found = Report { deposits: 10, plain, guarded: Some(guarded) }.faults();
         assert_eq!(found.len(), faults, "{found:?}");
     }
@@ -195,8 +193,8 @@ mod tests {
     #[test]
     fn every_fault_is_found() {
         check(good(), good(), 1);
-        check(losing(), outcome(10, 9, good().did[0].clone()), 1);
-        check(losing(), outcome(9, 9, good().did[0].clone()), 1);
+        check(losing(), burst(10, 9, good().did[0].clone()), 1);
+        check(losing(), burst(9, 9, good().did[0].clone()), 1);
         let account = good().did[0].clone();
         for broken in [
             Account { overlaps: 1, ..account.clone() },
@@ -205,7 +203,7 @@ mod tests {
             Account { tokens_missing: 1, ..account.clone() },
             Account { tokens_not_rising: 1, ..account },
         ] {
-            check(losing(), outcome(10, 10, broken), 1);
+            check(losing(), burst(10, 10, broken), 1);
         }
     }
 

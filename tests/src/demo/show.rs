@@ -7,13 +7,18 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::journal;
-use super::load::{self, Burst};
 use super::options::{Options, Past};
-use super::processes::{Process, free_address};
-use super::report::{Outcome, Report};
+use super::processes::Process;
+use super::report::{Burst, Report};
+use crate::http::Ask;
+use crate::load::Load;
+use crate::ports::free_port;
 
 /// The rule that guards the bank.
 pub const RULE: &str = "POST /accounts/{id}/deposit key=account:{id} wait=30s";
+
+/// Worker threads of both Envoys.
+const ENVOY_WORKERS: u32 = 2;
 
 /// The programs that the demo runs.
 #[derive(Clone, Debug)]
@@ -110,13 +115,16 @@ Everything is left running. In another terminal:
         self.bank.process.stop().await;
     }
 
-    async fn burst(&self, options: &Options, name: &str, to: SocketAddr) -> io::Result<Outcome> {
+    async fn burst(&self, options: &Options, name: &str, to: SocketAddr) -> io::Result<Burst> {
         let accounts: Vec<String> = (1..=options.accounts).map(|number| format!("{name}-{number}")).collect();
+        let paths: Vec<String> = accounts.iter().map(|account| format!("/accounts/{account}/deposit")).collect();
         let start = Instant::now();
-        let burst =
-            Burst { to, accounts: accounts.clone(), connections: options.connections, deposits: options.deposits };
-        let seen = load::run(&burst).await?;
-        told(&format!("burst of {} deposits past {name}: {:.1} s", options.deposits, start.elapsed().as_secs_f64()));
+        let load = Load::start(&[to], options.connections, options.deposits, move |number| {
+            Ask::post(&paths[number % paths.len()])
+        });
+        let seen = load.finish().await;
+        let took = start.elapsed();
+        told(&format!("burst of {} deposits past {name}: {:.1} s", options.deposits, took.as_secs_f64()));
         let mut money = 0;
         for account in &accounts {
             money += balance(self.bank.address, account).await?;
@@ -124,7 +132,7 @@ Everything is left running. In another terminal:
         let journal = journal::read(&self.data)?;
         let did =
             journal.into_iter().filter(|(account, _)| accounts.contains(account)).map(|(_, account)| account).collect();
-        Ok(Outcome { seen, money, did })
+        Ok(Burst { seen, took, money, did })
     }
 }
 
@@ -144,11 +152,18 @@ async fn start_bank(options: &Options, programs: &Programs, directory: &Path, da
 }
 
 async fn start_plain(programs: &Programs, directory: &Path, bank: SocketAddr) -> io::Result<Proxy> {
-    let address = free_address()?;
+    let address = free_address();
     let file = directory.join("plain-envoy.json");
     fs::write(&file, plain_bootstrap(address, bank).to_string())?;
-    let arguments =
-        ["-c", &file.display().to_string(), "--concurrency", "2", "--disable-hot-restart", "--log-level", "warning"];
+    let arguments = [
+        "-c",
+        &file.display().to_string(),
+        "--concurrency",
+        &ENVOY_WORKERS.to_string(),
+        "--disable-hot-restart",
+        "--log-level",
+        "warning",
+    ];
     let mut process = Process::start("plain-envoy", directory, &programs.envoy, &arguments.map(str::to_owned))?;
     process.ready(address, "/stats").await?;
     Ok(Proxy { process, address })
@@ -156,7 +171,7 @@ async fn start_plain(programs: &Programs, directory: &Path, bank: SocketAddr) ->
 
 /// Turnstile as users start it. It answers a page of the bank when both the proxy and the host are up.
 async fn start_turnstile(programs: &Programs, directory: &Path, bank: SocketAddr) -> io::Result<Guarded> {
-    let (address, admin) = (free_address()?, free_address()?);
+    let (address, admin) = (free_address(), free_address());
     let arguments = [
         "guard".to_owned(),
         format!("--listen={address}"),
@@ -164,6 +179,8 @@ async fn start_turnstile(programs: &Programs, directory: &Path, bank: SocketAddr
         format!("--rule={RULE}"),
         format!("--envoy={}", programs.envoy.display()),
         format!("--admin-listen={admin}"),
+        format!("--database={}", directory.join("locks.db").display()),
+        format!("--concurrency={ENVOY_WORKERS}"),
     ];
     let mut process = Process::start("turnstile", directory, &programs.turnstile, &arguments)?;
     process.ready(admin, "/ready").await?;
@@ -172,15 +189,13 @@ async fn start_turnstile(programs: &Programs, directory: &Path, bank: SocketAddr
 }
 
 async fn balance(bank: SocketAddr, account: &str) -> io::Result<i64> {
-    let (status, body) = load::get(bank, &format!("/accounts/{account}")).await?;
-    if status == 404 {
+    let answer = Ask::get(&format!("/accounts/{account}")).send(bank).await.map_err(io::Error::other)?;
+    if answer.status == 404 {
         return Ok(0);
     }
-    let value: serde_json::Value = serde_json::from_slice(&body)?;
-    value
-        .get("balance")
-        .and_then(serde_json::Value::as_i64)
-        .ok_or_else(|| io::Error::other(format!("the bank answered {status}: {value}")))
+    let value: serde_json::Value = serde_json::from_slice(&answer.body)?;
+    let balance = value.get("balance").and_then(serde_json::Value::as_i64);
+    balance.ok_or_else(|| io::Error::other(format!("the bank answered {}: {value}", answer.status)))
 }
 
 /// The proxy that people have today: the same route, without the filter.
@@ -223,6 +238,10 @@ pub fn time_limit(options: &Options) -> Duration {
     // All deposits one after the other, thrice, and a minute for starting and for slow machines.
     let deposits = u32::try_from(options.deposits).unwrap_or(u32::MAX);
     Duration::from_secs(60) + (options.work + Duration::from_millis(3)).saturating_mul(deposits).saturating_mul(3)
+}
+
+fn free_address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
 
 fn told(what: &str) {

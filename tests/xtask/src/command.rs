@@ -26,6 +26,13 @@ pub(crate) fn cargo(layout: &Layout) -> Command {
             cargo.env_remove(name);
         }
     }
+    // The host embeds the filter, and its build script looks for it in the usual place. Naming that place would make
+    // cargo build anew whatever it had built without the name, and the other way round.
+    if layout.target() == layout.root().join("target") {
+        cargo.env_remove("TURNSTILE_PLUGIN_WASM");
+    } else {
+        cargo.env("TURNSTILE_PLUGIN_WASM", layout.plugin());
+    }
     cargo
 }
 
