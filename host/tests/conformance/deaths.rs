@@ -77,8 +77,7 @@ pub async fn the_largest_lock_delay_promised_outlives_its_host(harness: &impl Ha
 }
 
 pub async fn a_quarantine_outlives_a_withdrawn_claim(harness: &impl Harness) {
-    let (mut a, mut b, mut c) =
-        (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
+    let (mut a, mut b, mut c) = (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
     let account = key("t/account:1");
     let long = DELAY * 3;
     a.take(&account, long).await;
@@ -99,8 +98,7 @@ pub async fn a_quarantine_outlives_a_withdrawn_claim(harness: &impl Harness) {
 }
 
 pub async fn a_quarantine_outlives_a_second_death(harness: &impl Harness) {
-    let (mut a, mut b, mut c) =
-        (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
+    let (mut a, mut b, mut c) = (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
     let account = key("t/account:1");
     let long = harness.lease_ttl() * 6;
     a.take(&account, long).await;
@@ -114,8 +112,7 @@ pub async fn a_quarantine_outlives_a_second_death(harness: &impl Harness) {
 }
 
 pub async fn a_quarantine_outlives_the_end_of_a_lease(harness: &impl Harness) {
-    let (mut a, mut b, mut c) =
-        (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
+    let (mut a, mut b, mut c) = (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
     let account = key("t/account:1");
     let long = harness.lease_ttl() * 3;
     a.take(&account, long).await;
@@ -130,8 +127,7 @@ pub async fn a_quarantine_outlives_the_end_of_a_lease(harness: &impl Harness) {
 }
 
 pub async fn a_dead_claimant_is_passed_over(harness: &impl Harness) {
-    let (mut a, mut b, mut c) =
-        (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
+    let (mut a, mut b, mut c) = (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
     let account = key("t/account:1");
     a.take(&account, DELAY).await;
     b.queue_for(&account, DELAY).await;
@@ -151,7 +147,7 @@ pub async fn a_frozen_host_loses_its_lease(harness: &impl Harness) {
     let (account, free) = (key("t/account:1"), key("t/free"));
     a.take(&account, DELAY).await;
     b.queue_for(&account, Duration::ZERO).await;
-    a.freeze();
+    a.freeze().await;
     // What it is asked for in its sleep, it finds when it wakes.
     a.claim(&free, DELAY);
     a.drain();
@@ -178,7 +174,7 @@ pub async fn a_briefly_frozen_host_keeps_its_lease(harness: &impl Harness) {
     let account = key("t/account:1");
     let epoch = a.take(&account, DELAY).await.epoch;
     b.queue_for(&account, DELAY).await;
-    a.freeze();
+    a.freeze().await;
     let until = clock::now() + harness.lease_ttl() / 3;
     while clock::now() < until {
         b.renewed().await;
@@ -196,7 +192,7 @@ pub async fn a_frozen_observer_judges_nobody(harness: &impl Harness) {
     let account = key("t/account:1");
     a.take(&account, DELAY).await;
     b.queue_for(&account, DELAY).await;
-    b.freeze();
+    b.freeze().await;
     let until = clock::now() + harness.lease_ttl() * 3;
     while clock::now() < until {
         a.renewed().await;

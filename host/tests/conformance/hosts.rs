@@ -1,6 +1,6 @@
 //! A host as the tests see it: claims go in, events come out, whether it lives in this process or in one of its own.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,10 @@ pub struct Host {
     /// How many of those came before the last one waited for.
     before_wait: usize,
     claims: u64,
+    /// What was submitted last for a key.
+    last: HashMap<LockKey, Operation>,
+    /// Whether a claim that failed for the moment is submitted again, as the driver does it.
+    pub retry: bool,
     /// The latest instant until which this host may believe in its lease.
     pub leased_until: Instant,
 }
@@ -60,13 +64,23 @@ impl Host {
     }
 
     async fn with(link: Link) -> Self {
-        let mut host =
-            Self { link, aside: VecDeque::new(), before_wait: 0, claims: 0, leased_until: Instant::default() };
+        let mut host = Self {
+            link,
+            aside: VecDeque::new(),
+            before_wait: 0,
+            claims: 0,
+            last: HashMap::new(),
+            retry: true,
+            leased_until: Instant::default(),
+        };
         host.renewed().await;
         host
     }
 
     pub fn submit(&mut self, operation: Operation) {
+        if let Operation::Claim { key, .. } | Operation::Yield { key } = &operation {
+            self.last.insert(key.clone(), operation.clone());
+        }
         match &mut self.link {
             Link::Here { store, .. } => store.submit(operation),
             Link::Process(process) => process.submit(&operation),
@@ -161,7 +175,10 @@ impl Host {
         leased_until
     }
 
-    pub fn freeze(&mut self) {
+    /// Stops it right after a renewal: one that is stopped in the middle of a write may hold a lock of the store, and
+    /// then nobody gets any further (which is safe, but not what these tests are about).
+    pub async fn freeze(&mut self) {
+        self.renewed().await;
         self.process().freeze();
     }
 
@@ -204,8 +221,14 @@ impl Host {
         if let Some(at) = self.aside.iter().position(&wanted) {
             return self.aside.remove(at).unwrap();
         }
+        let since = clock::now();
         loop {
             let event = self.next(what).await;
+            assert!(
+                clock::now().saturating_since(since) < PATIENCE,
+                "no {what} within {PATIENCE:?}; the store reported {:?}",
+                self.aside.iter().filter(|event| !matches!(event, Event::LeaseRenewed { .. })).collect::<Vec<_>>()
+            );
             if wanted(&event) {
                 self.before_wait = self.aside.len();
                 return event;
@@ -215,36 +238,60 @@ impl Host {
     }
 
     async fn next(&mut self, what: &str) -> Event {
-        let next = async {
-            match &mut self.link {
-                Link::Here { events, .. } => events.recv().await,
-                Link::Process(process) => process.events.recv().await,
+        loop {
+            let next = async {
+                match &mut self.link {
+                    Link::Here { events, .. } => events.recv().await,
+                    Link::Process(process) => process.events.recv().await,
+                }
+            };
+            let event = match tokio::time::timeout(PATIENCE, next).await {
+                Ok(Some(event)) => event,
+                Ok(None) => panic!("the store is gone while waiting for {what}; it reported {:?}", self.aside),
+                Err(_) => panic!("no {what} within {PATIENCE:?}; the store reported {:?}", self.aside),
+            };
+            if self.note(&event) == Noted::Reported {
+                return event;
             }
-        };
-        let event = match tokio::time::timeout(PATIENCE, next).await {
-            Ok(Some(event)) => event,
-            Ok(None) => panic!("the store is gone while waiting for {what}; it reported {:?}", self.aside),
-            Err(_) => panic!("no {what} within {PATIENCE:?}; the store reported {:?}", self.aside),
-        };
-        self.note(&event);
-        event
+        }
     }
 
-    pub fn try_next(&mut self) -> Option<Event> {
-        let event = match &mut self.link {
-            Link::Here { events, .. } => events.try_recv(),
-            Link::Process(process) => process.events.try_recv(),
-        };
-        let event = event.ok()?;
-        self.note(&event);
-        Some(event)
+    fn try_next(&mut self) -> Option<Event> {
+        loop {
+            let event = match &mut self.link {
+                Link::Here { events, .. } => events.try_recv(),
+                Link::Process(process) => process.events.try_recv(),
+            };
+            let event = event.ok()?;
+            if self.note(&event) == Noted::Reported {
+                return Some(event);
+            }
+        }
     }
 
-    fn note(&mut self, event: &Event) {
+    fn note(&mut self, event: &Event) -> Noted {
         match event {
             Event::LeaseRenewed { until } => self.leased_until = *until,
             Event::LeaseLost => self.leased_until = Instant::default(),
+            Event::Failed { key, claim, error: StoreError::Unavailable(_) | StoreError::Ambiguous(_) }
+                if self.retry =>
+            {
+                let again = self.last.get(key).cloned();
+                if let Some(operation @ Operation::Claim { claim: last, .. }) = again
+                    && last == *claim
+                {
+                    self.submit(operation);
+                }
+                return Noted::Retried;
+            }
             _ => {}
         }
+        Noted::Reported
     }
+}
+
+#[derive(PartialEq)]
+enum Noted {
+    Reported,
+    Retried,
 }

@@ -79,8 +79,7 @@ pub async fn a_live_owner_keeps_its_key(harness: &impl Harness) {
 }
 
 pub async fn contention_is_reported_once_per_ownership_and_soon(harness: &impl Harness) {
-    let (mut a, mut b, mut c) =
-        (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
+    let (mut a, mut b, mut c) = (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
     let account = key("t/account:1");
     a.take(&account, DELAY).await;
     let asked = clock::now();
@@ -112,8 +111,7 @@ pub async fn a_claim_of_an_owned_key_raises_lock_delay_and_epoch(harness: &impl 
 }
 
 pub async fn a_withdrawn_claim_leaves_nothing(harness: &impl Harness) {
-    let (mut a, mut b, mut c) =
-        (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
+    let (mut a, mut b, mut c) = (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
     let account = key("t/account:1");
     a.take(&account, DELAY).await;
     b.queue_for(&account, DELAY * 5).await;
@@ -128,8 +126,7 @@ pub async fn a_withdrawn_claim_leaves_nothing(harness: &impl Harness) {
 }
 
 pub async fn a_claim_repeated_in_the_queue_keeps_its_place(harness: &impl Harness) {
-    let (mut a, mut b, mut c) =
-        (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
+    let (mut a, mut b, mut c) = (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
     let account = key("t/account:1");
     a.take(&account, DELAY).await;
     b.queue_for(&account, DELAY).await;
@@ -225,8 +222,7 @@ pub async fn two_hosts_race(harness: &impl Harness) {
 }
 
 pub async fn an_ended_lease_frees_everything_at_once(harness: &impl Harness) {
-    let (mut a, mut b, mut c) =
-        (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
+    let (mut a, mut b, mut c) = (Host::start(harness).await, Host::start(harness).await, Host::start(harness).await);
     let keys: Vec<LockKey> = (0..400).map(|n| key(&format!("t/account:{n}"))).collect();
     for key in &keys {
         a.claim(key, DELAY * 20);

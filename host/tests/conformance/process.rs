@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use turnstile_core::{ClaimId, Epoch, Instant, LockKey};
 use turnstile_host::store::{Event, Operation, Store, StoreError};
@@ -56,6 +56,9 @@ impl Process {
 
     pub fn freeze(&mut self) {
         kill_process(self.pid(), Signal::STOP).unwrap();
+        // The signal takes effect a little later.
+        let (_, status) = waitpid(Some(self.pid()), WaitOptions::UNTRACED).unwrap().expect("a child process");
+        assert!(status.stopped(), "the child process ended: {status:?}");
     }
 
     pub fn thaw(&mut self) {
