@@ -1,10 +1,11 @@
 //! A host as the tests see it: claims go in, events come out, whether it lives in this process or in one of its own.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use turnstile_core::{ClaimId, Epoch, Instant, LockKey};
 use turnstile_host::clock;
 use turnstile_host::store::{Event, Operation, Store, StoreError};
@@ -18,22 +19,27 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// One incarnation after the other of one host.
 pub struct Host {
     link: Link,
+    events: UnboundedReceiver<Event>,
     /// Events that came while another was waited for.
     aside: VecDeque<Event>,
     /// How many of those came before the last one waited for.
     before_wait: usize,
     claims: u64,
-    /// What was submitted last for a key.
-    last: HashMap<LockKey, Operation>,
-    /// Whether a claim that failed for the moment is submitted again, as the driver does it.
-    pub retry: bool,
+    retries: Arc<Retries>,
     /// The latest instant until which this host may believe in its lease.
     pub leased_until: Instant,
 }
 
 enum Link {
-    Here { store: Arc<dyn Store>, events: UnboundedReceiver<Event> },
+    Here(Arc<dyn Store>),
     Process(Process),
+}
+
+/// What was submitted last for each key, and whether to do so again.
+#[derive(Default)]
+struct Retries {
+    last: Mutex<HashMap<LockKey, Operation>>,
+    off: AtomicBool,
 }
 
 /// What `Event::Gained` says.
@@ -55,35 +61,56 @@ impl Host {
     /// In this process; has its lease.
     pub async fn start(harness: &impl Harness) -> Self {
         let (store, events) = harness.open().await;
-        Self::with(Link::Here { store, events }).await
+        let weak = Arc::downgrade(&store);
+        let resubmit = move |operation| {
+            if let Some(store) = weak.upgrade() {
+                store.submit(operation);
+            }
+        };
+        Self::with(Link::Here(store), events, resubmit).await
     }
 
     /// In a process of its own; has its lease.
     pub async fn spawn(harness: &impl Harness) -> Self {
-        Self::with(Link::Process(Process::spawn(harness.command()))).await
+        let (process, events) = Process::spawn(harness.command());
+        let input = process.input();
+        Self::with(Link::Process(process), events, move |operation| input.submit(&operation)).await
     }
 
-    async fn with(link: Link) -> Self {
-        let mut host = Self {
-            link,
-            aside: VecDeque::new(),
-            before_wait: 0,
-            claims: 0,
-            last: HashMap::new(),
-            retry: true,
-            leased_until: Instant::default(),
-        };
+    async fn with(
+        link: Link,
+        mut raw: UnboundedReceiver<Event>,
+        resubmit: impl Fn(Operation) + Send + 'static,
+    ) -> Self {
+        let (sender, events) = unbounded_channel();
+        let retries = Arc::new(Retries::default());
+        let pump = Arc::clone(&retries);
+        tokio::spawn(async move {
+            while let Some(event) = raw.recv().await {
+                match pump.again(&event) {
+                    Some(operation) => resubmit(operation),
+                    None => drop(sender.send(event)),
+                }
+            }
+        });
+        let (aside, leased_until) = (VecDeque::new(), Instant::default());
+        let mut host = Self { link, events, aside, before_wait: 0, claims: 0, retries, leased_until };
         host.renewed().await;
         host
     }
 
+    /// From now on, claims that fail for the moment are reported instead of submitted again.
+    pub fn report_failures(&self) {
+        self.retries.off.store(true, Ordering::Relaxed);
+    }
+
     pub fn submit(&mut self, operation: Operation) {
         if let Operation::Claim { key, .. } | Operation::Yield { key } = &operation {
-            self.last.insert(key.clone(), operation.clone());
+            self.retries.last.lock().unwrap().insert(key.clone(), operation.clone());
         }
-        match &mut self.link {
-            Link::Here { store, .. } => store.submit(operation),
-            Link::Process(process) => process.submit(&operation),
+        match &self.link {
+            Link::Here(store) => store.submit(operation),
+            Link::Process(process) => process.input().submit(&operation),
         }
     }
 
@@ -169,7 +196,7 @@ impl Host {
         let leased_until = self.leased_until;
         match self.link {
             // Joins a thread.
-            Link::Here { store, .. } => tokio::task::spawn_blocking(move || drop(store)).await.unwrap(),
+            Link::Here(store) => tokio::task::spawn_blocking(move || drop(store)).await.unwrap(),
             Link::Process(mut process) => process.kill(),
         }
         leased_until
@@ -189,7 +216,7 @@ impl Host {
     fn process(&mut self) -> &mut Process {
         match &mut self.link {
             Link::Process(process) => process,
-            Link::Here { .. } => panic!("only a host with a process of its own can be frozen"),
+            Link::Here(_) => panic!("only a host with a process of its own can be frozen"),
         }
     }
 
@@ -238,60 +265,41 @@ impl Host {
     }
 
     async fn next(&mut self, what: &str) -> Event {
-        loop {
-            let next = async {
-                match &mut self.link {
-                    Link::Here { events, .. } => events.recv().await,
-                    Link::Process(process) => process.events.recv().await,
-                }
-            };
-            let event = match tokio::time::timeout(PATIENCE, next).await {
-                Ok(Some(event)) => event,
-                Ok(None) => panic!("the store is gone while waiting for {what}; it reported {:?}", self.aside),
-                Err(_) => panic!("no {what} within {PATIENCE:?}; the store reported {:?}", self.aside),
-            };
-            if self.note(&event) == Noted::Reported {
-                return event;
-            }
-        }
+        let event = match tokio::time::timeout(PATIENCE, self.events.recv()).await {
+            Ok(Some(event)) => event,
+            Ok(None) => panic!("the store is gone while waiting for {what}; it reported {:?}", self.aside),
+            Err(_) => panic!("no {what} within {PATIENCE:?}; the store reported {:?}", self.aside),
+        };
+        self.note(&event);
+        event
     }
 
     fn try_next(&mut self) -> Option<Event> {
-        loop {
-            let event = match &mut self.link {
-                Link::Here { events, .. } => events.try_recv(),
-                Link::Process(process) => process.events.try_recv(),
-            };
-            let event = event.ok()?;
-            if self.note(&event) == Noted::Reported {
-                return Some(event);
-            }
-        }
+        let event = self.events.try_recv().ok()?;
+        self.note(&event);
+        Some(event)
     }
 
-    fn note(&mut self, event: &Event) -> Noted {
+    fn note(&mut self, event: &Event) {
         match event {
             Event::LeaseRenewed { until } => self.leased_until = *until,
             Event::LeaseLost => self.leased_until = Instant::default(),
-            Event::Failed { key, claim, error: StoreError::Unavailable(_) | StoreError::Ambiguous(_) }
-                if self.retry =>
-            {
-                let again = self.last.get(key).cloned();
-                if let Some(operation @ Operation::Claim { claim: last, .. }) = again
-                    && last == *claim
-                {
-                    self.submit(operation);
-                }
-                return Noted::Retried;
-            }
             _ => {}
         }
-        Noted::Reported
     }
 }
 
-#[derive(PartialEq)]
-enum Noted {
-    Reported,
-    Retried,
+impl Retries {
+    /// A claim that failed for the moment, and was the last that was asked for its key, is submitted again, as the
+    /// driver does it.
+    fn again(&self, event: &Event) -> Option<Operation> {
+        let Event::Failed { key, claim, error: StoreError::Unavailable(_) | StoreError::Ambiguous(_) } = event else {
+            return None;
+        };
+        if self.off.load(Ordering::Relaxed) {
+            return None;
+        }
+        let last = self.last.lock().unwrap().get(key).cloned();
+        last.filter(|last| matches!(last, Operation::Claim { claim: last, .. } if last == claim))
+    }
 }

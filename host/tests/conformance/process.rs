@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -16,12 +17,29 @@ const MARK: &str = "@event ";
 /// The child, as its parent sees it.
 pub struct Process {
     child: Child,
-    stdin: ChildStdin,
-    pub events: UnboundedReceiver<Event>,
+    input: Input,
+}
+
+/// Where its operations go in.
+#[derive(Clone)]
+pub struct Input(Arc<Mutex<ChildStdin>>);
+
+impl Input {
+    pub fn submit(&self, operation: &Operation) {
+        let line = match operation {
+            Operation::Claim { key, claim, lock_delay, new_epoch } => {
+                format!("claim {key} {} {} {new_epoch}", claim.0, lock_delay.as_micros())
+            }
+            Operation::Yield { key } => format!("yield {key}"),
+            Operation::EndLease => "end".to_owned(),
+        };
+        // One that was killed does not read any more.
+        let _ = writeln!(self.0.lock().unwrap(), "{line}");
+    }
 }
 
 impl Process {
-    pub fn spawn(mut command: Command) -> Self {
+    pub fn spawn(mut command: Command) -> (Self, UnboundedReceiver<Event>) {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the child process starts");
         let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         let (sender, events) = unbounded_channel();
@@ -35,18 +53,11 @@ impl Process {
                 }
             }
         });
-        Self { child, stdin, events }
+        (Self { child, input: Input(Arc::new(Mutex::new(stdin))) }, events)
     }
 
-    pub fn submit(&mut self, operation: &Operation) {
-        let line = match operation {
-            Operation::Claim { key, claim, lock_delay, new_epoch } => {
-                format!("claim {key} {} {} {new_epoch}", claim.0, lock_delay.as_micros())
-            }
-            Operation::Yield { key } => format!("yield {key}"),
-            Operation::EndLease => "end".to_owned(),
-        };
-        writeln!(self.stdin, "{line}").expect("the child process reads");
+    pub fn input(&self) -> Input {
+        self.input.clone()
     }
 
     pub fn kill(&mut self) {
