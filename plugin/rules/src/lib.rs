@@ -75,7 +75,7 @@
 //! - path parameters (`;jsessionid=..`), also escaped; an escaped `?` or `#`; a fragment;
 //! - control characters, escaped or not, NUL among them; a space at the start or end of a segment;
 //! - invalid escapes (`%zz`, `%u0061`) and doubly escaped bytes (`%2534`);
-//! - targets that do not begin with a slash; ambiguous paths beyond 4 KiB (refused whatever they say, if there is any
+//! - targets that do not begin with a slash; ambiguous paths beyond 2 KiB (refused whatever they say, if there is any
 //!   rule for the host and method).
 //!
 //! Every value in a key is decoded, and written with every byte outside `[A-Za-z0-9-._~@]` as `%XX`. A request is also

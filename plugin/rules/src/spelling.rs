@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use crate::encoding;
 
 /// The longest ambiguous path of which the readings are listed, in bytes: there can be 192 of them.
-pub(crate) const AMBIGUOUS_MAX_BYTES: usize = 4 * 1024;
+pub(crate) const AMBIGUOUS_MAX_BYTES: usize = 2 * 1024;
 
 /// How a request target is spelled.
 #[derive(Debug, PartialEq, Eq)]
@@ -197,50 +197,47 @@ impl Reader {
         } else {
             target.split(|&byte| byte == b'?').next().unwrap_or_default()
         };
-        let mut segments: Vec<Vec<u8>> = Vec::new();
-        for mut segment in self.split(without_authority(path)) {
-            let end = segment.iter().position(|&byte| self.ends_at(byte));
-            segment.truncate(end.unwrap_or(segment.len()));
+        let mut canonical = String::with_capacity(path.len());
+        let mut starts = Vec::new();
+        let mut segment = Vec::new();
+        let mut rest = Some(without_authority(path));
+        while let Some(path) = rest {
+            rest = self.take_segment(path, &mut segment);
+            if let Some(end) = segment.iter().position(|&byte| self.ends_at(byte)) {
+                segment.truncate(end);
+                rest = None;
+            }
             if self.trims {
                 trim(&mut segment);
             }
             match segment.as_slice() {
                 b"" | b"." => {}
-                b".." if self.resolves_parents => drop(segments.pop()),
-                _ => segments.push(segment),
+                b".." if self.resolves_parents => canonical.truncate(starts.pop().unwrap_or(0)),
+                _ => {
+                    starts.push(canonical.len());
+                    canonical.push('/');
+                    encoding::encode(&segment, &mut canonical);
+                }
             }
-            if end.is_some() {
-                break;
-            }
-        }
-        let mut canonical = String::with_capacity(path.len());
-        for segment in &segments {
-            canonical.push('/');
-            encoding::encode(segment, &mut canonical);
         }
         if canonical.is_empty() { "/".to_owned() } else { canonical }
     }
 
-    /// Splits into decoded segments.
-    fn split(self, path: &[u8]) -> Vec<Vec<u8>> {
-        let mut segments = Vec::new();
-        let mut segment = Vec::new();
+    /// Decodes the first segment of `path` into `segment`; what follows its separator is left.
+    fn take_segment<'p>(self, path: &'p [u8], segment: &mut Vec<u8>) -> Option<&'p [u8]> {
+        segment.clear();
         let mut rest = path;
         while let Some((&byte, after)) = rest.split_first() {
-            let (byte, is_escaped, length) = match encoding::escape(rest) {
-                Some(decoded) => (decoded, true, 3),
-                None => (byte, false, 1),
-            };
-            rest = if is_escaped { rest.get(length..).unwrap_or_default() } else { after };
-            segment.push(byte);
-            let is_escaped = self.escapes == Escapes::Fully && collapse(&mut segment) || is_escaped;
+            let decoded = encoding::escape(rest);
+            rest = if decoded.is_some() { rest.get(3..).unwrap_or_default() } else { after };
+            segment.push(decoded.unwrap_or(byte));
+            let is_escaped = self.escapes == Escapes::Fully && collapse(segment) || decoded.is_some();
             if self.is_separator(segment.last().copied(), is_escaped) {
                 segment.pop();
-                segments.push(std::mem::take(&mut segment));
+                return Some(rest);
             }
         }
-        segments.push(segment);
-        segments
+        None
     }
 
     fn ends_at(self, byte: u8) -> bool {
@@ -282,7 +279,8 @@ fn trim(segment: &mut Vec<u8>) {
     let parameter = segment.iter().position(|&byte| byte == b';');
     segment.truncate(parameter.unwrap_or(segment.len()));
     segment.retain(|byte| !byte.is_ascii_control());
-    *segment = segment.trim_ascii().to_vec();
+    segment.truncate(segment.trim_ascii_end().len());
+    segment.drain(..segment.len() - segment.trim_ascii_start().len());
 }
 
 /// The path of an absolute-form target.

@@ -1,4 +1,5 @@
 //! What lines and objects mean.
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are tests")]
 
 mod common;
 

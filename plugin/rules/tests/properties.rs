@@ -1,5 +1,6 @@
 //! What holds for every request and every rule set. A failure prints the smallest case found, to become a line of the
 //! table in `spellings.rs` or `matching.rs`; PROPTEST_CASES and PROPTEST_RNG_SEED vary and replay a run.
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are tests")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! No way around a lock by spelling: the same resource gets the same key, or the request is refused.
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are tests")]
 
 mod common;
 
@@ -218,6 +219,6 @@ fn overlong_ambiguous_paths_are_refused() {
     check(TRANSFER, &[(&long, SLASH), (&long.replace("%2f", ""), "-")]);
     check(&["GET /accounts/{id}/transfer key=account:{id}"], &[(&long, "-")]);
     check(&["POST other.example.com/accounts/{id} key=account:{id}"], &[(&long, "-")]);
-    let just_fits = format!("/{}%2f", "x".repeat(4_000));
+    let just_fits = format!("/{}%2f", "x".repeat(2_000));
     check(TRANSFER, &[(&just_fits, "-")]);
 }
