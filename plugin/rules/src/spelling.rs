@@ -77,7 +77,7 @@ pub(crate) fn spelling(target: &[u8]) -> Spelling<'_> {
             ends_at_escaped_query: false,
             ends_at_nul: false,
         };
-        Spelling::Plain(Cow::Owned(plain.read(target)))
+        Spelling::Plain(Cow::Owned(plain.read(path)))
     }
 }
 
@@ -122,22 +122,24 @@ fn value_ambiguity(segment: &[u8]) -> Option<&'static str> {
 
 /// The canonical form of an ambiguous path in the eyes of every reader that could matter; some may be equal.
 pub(crate) fn readings(target: &[u8]) -> impl Iterator<Item = String> {
-    readers(target).into_iter().map(move |reader| reader.read(target))
+    // No reader looks for the path behind the first '?'.
+    let path = target.split(|&byte| byte == b'?').next().unwrap_or_default();
+    readers(path).into_iter().map(move |reader| reader.read(path))
 }
 
-/// Every combination of what readers may do, as far as it makes a difference to this target.
-fn readers(target: &[u8]) -> Vec<Reader> {
+/// Every combination of what readers may do, as far as it makes a difference to this path.
+fn readers(path: &[u8]) -> Vec<Reader> {
     const YES_NO: &[bool] = &[true, false];
     let mut bare = Vec::new();
-    for &byte in target {
+    for &byte in path {
         bare.push(byte);
         collapse(&mut bare);
     }
-    let has_escape = target.contains(&b'%');
+    let has_escape = path.contains(&b'%');
     let has = |what: fn(&u8) -> bool| bare.iter().any(what);
     let if_any = |what| if has(what) { YES_NO } else { &[false] };
     let escapes: &[Escapes] = if has_escape { &[Escapes::Once, Escapes::Fully] } else { &[Escapes::Once] };
-    let separators: &[Separators] = match (target.contains(&b'\\'), has_escape) {
+    let separators: &[Separators] = match (path.contains(&b'\\'), has_escape) {
         (false, false) => &[Separators::Slash],
         (true, false) => &[Separators::Slash, Separators::SlashAndBackslash],
         (false, true) => &[Separators::Slash, Separators::EscapedToo],
@@ -190,13 +192,9 @@ fn canonical_already(path: &[u8]) -> Option<&str> {
 }
 
 impl Reader {
-    /// The path of `target` in canonical form, as this reader understands it.
-    fn read(self, target: &[u8]) -> String {
-        let path = if self.ends_at_fragment {
-            path_of(target)
-        } else {
-            target.split(|&byte| byte == b'?').next().unwrap_or_default()
-        };
+    /// A path in canonical form, as this reader understands it.
+    fn read(self, path: &[u8]) -> String {
+        let path = if self.ends_at_fragment { path_of(path) } else { path };
         let mut canonical = String::with_capacity(path.len());
         let mut starts = Vec::new();
         let mut segment = Vec::new();
