@@ -177,8 +177,7 @@ impl Worker {
     fn new(root: u32, config: FilterConfig) -> Option<Self> {
         let seed = random();
         let node = property(&["xds", "node", "id"]).or_else(|| property(&["node", "id"])).unwrap_or_default();
-        let names =
-            Names { node: String::from_utf8_lossy(&node).into_owned(), worker: format!("{seed:016x}.{root}") };
+        let names = Names { node: String::from_utf8_lossy(&node).into_owned(), worker: format!("{seed:016x}.{root}") };
         let queue = hostcalls::register_shared_queue(&format!("turnstile.{}", names.worker)).ok()?;
         let metrics = Stat::ALL
             .into_iter()

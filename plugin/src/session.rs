@@ -218,9 +218,8 @@ impl Session {
         if self.is_host_down() {
             return Err(Rejection::HostUnavailable);
         }
-        let full = self.waiters.len() >= WAITERS_MAX
-            || self.holds.len() >= HOLDS_MAX
-            || self.farewells.len() >= FAREWELLS_MAX;
+        let full =
+            self.waiters.len() >= WAITERS_MAX || self.holds.len() >= HOLDS_MAX || self.farewells.len() >= FAREWELLS_MAX;
         if full || self.ids.contains_key(&owner) {
             return Err(Rejection::Busy { retry_after: None });
         }

@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use turnstile_protocol::{VERSION, v1};
 
-use super::{GREETING_PATIENCE, IDLE_MAX, Outcome, Loss, Rejection, Session, StreamToken, Waiter};
+use super::{GREETING_PATIENCE, IDLE_MAX, Loss, Outcome, Rejection, Session, StreamToken, Waiter};
 use crate::clock::Instant;
 
 /// A Hello carries no more waiters than fit; the others ask anew.
