@@ -68,7 +68,8 @@ async fn sigterm_lets_the_request_under_way_end_and_leaves_no_lock_behind() {
     let upstream = Upstream::start().await;
     let mut guard = Guard::start(upstream.address, &["--rule", RULE]).await;
     let ask = Ask::post("/accounts/1/transfer").behave("delay=1500");
-    let (proxy, request) = (guard.listen, tokio::spawn(async move { ask.send(proxy).await }));
+    let proxy = guard.listen;
+    let request = tokio::spawn(async move { ask.send(proxy).await });
     upstream.began("/accounts/1/transfer").await;
     guard.process.signal(Signal::TERM);
     let answer = request.await.expect("the client ends").expect("the request is answered");
