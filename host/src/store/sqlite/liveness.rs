@@ -144,13 +144,7 @@ struct Sight {
 impl Observer {
     /// For a host with this lease TTL.
     pub(super) fn new(ttl: Duration) -> Self {
-        Self {
-            ttl,
-            alive: HashMap::new(),
-            dead: HashMap::new(),
-            last_beat: None,
-            judge_from: Instant::default(),
-        }
+        Self { ttl, alive: HashMap::new(), dead: HashMap::new(), last_beat: None, judge_from: Instant::default() }
     }
 
     /// A beat of ours landed.

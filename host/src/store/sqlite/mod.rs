@@ -35,7 +35,7 @@ use worker::Worker;
 
 /// Where the database is, and how long a host's lease lives.
 #[derive(Clone, Debug)]
-pub struct SqliteConfig {
+pub struct Config {
     /// The database file; created if missing, its directory is not.
     pub path: PathBuf,
     /// A host that is silent for this long is taken for dead. At least [`SqliteStore::LEASE_TTL_MIN`].
@@ -94,7 +94,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// See [`OpenError`]; each says what to do.
-    pub fn open(config: SqliteConfig, events: UnboundedSender<Event>) -> Result<Self, OpenError> {
+    pub fn open(config: Config, events: UnboundedSender<Event>) -> Result<Self, OpenError> {
         if config.epoch_base > Token::EPOCH_MAX.0 {
             return Err(OpenError::EpochBase { given: config.epoch_base });
         }

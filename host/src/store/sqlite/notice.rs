@@ -50,9 +50,8 @@ pub(super) struct OurRecord {
 impl Cursor {
     /// For a new incarnation: it owns nothing of what is there.
     pub(super) fn at_end(connection: &Connection, epoch: u64) -> Result<Self, Fault> {
-        let place = connection
-            .prepare_cached("SELECT coalesce(max(place), 0) FROM queue")?
-            .query_row([], |row| row.get(0))?;
+        let place =
+            connection.prepare_cached("SELECT coalesce(max(place), 0) FROM queue")?.query_row([], |row| row.get(0))?;
         Ok(Self { epoch, place })
     }
 }

@@ -14,7 +14,7 @@ use super::notice::Cursor;
 use super::records::{self, Claimed, Known, Quarantine, Rivals, Wanted};
 use super::table::{Entry, Owned, Queued, Table, Told};
 use super::transaction::Fault;
-use super::{Shared, SqliteConfig};
+use super::{Config, Shared};
 use crate::clock;
 use crate::store::{Event, Operation, StoreError};
 
@@ -29,7 +29,7 @@ const POLL_QUEUED: Duration = Duration::from_millis(3);
 const POLL_OWNING: Duration = Duration::from_millis(20);
 
 pub(super) struct Worker {
-    pub(super) config: SqliteConfig,
+    pub(super) config: Config,
     inbox: mpsc::Receiver<Operation>,
     events: UnboundedSender<Event>,
     shared: Arc<Shared>,
@@ -71,7 +71,7 @@ enum Outcome {
 
 impl Worker {
     pub(super) fn new(
-        config: SqliteConfig,
+        config: Config,
         database: Database,
         inbox: mpsc::Receiver<Operation>,
         events: UnboundedSender<Event>,
