@@ -1,8 +1,8 @@
 //! The demo as `cargo xtask demo` runs it, smaller: what it claims, how it ends, and that it leaves nothing running.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -62,17 +62,18 @@ fn a_wrong_option_is_named() {
 #[test]
 fn kept_running_it_ends_when_asked_and_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut demo, addresses) = kept(&directory);
+    let (mut demo, _output, addresses) = kept(&directory);
     assert!(addresses.iter().all(|address| TcpStream::connect(address).is_ok()), "{addresses:?}");
     kill_process(Pid::from_child(&demo), Signal::INT).unwrap();
-    assert!(demo.wait().unwrap().success());
+    let status = demo.wait().unwrap();
+    assert!(status.success(), "{status}");
     assert!(addresses.iter().all(|address| TcpStream::connect(address).is_err()), "{addresses:?}");
 }
 
 #[test]
 fn killed_it_takes_everything_along() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut demo, addresses) = kept(&directory);
+    let (mut demo, _output, addresses) = kept(&directory);
     demo.kill().unwrap();
     demo.wait().unwrap();
     let start = Instant::now();
@@ -82,21 +83,22 @@ fn killed_it_takes_everything_along() {
     }
 }
 
-/// A demo that was left running, and where its three programs listen.
-fn kept(directory: &TempDir) -> (Child, Vec<SocketAddr>) {
+/// A demo that was left running, its output (to be kept open), and where its three programs listen.
+fn kept(directory: &TempDir) -> (Child, BufReader<ChildStdout>, Vec<SocketAddr>) {
     let mut demo = demo(directory, &["--keep", "--connections", "16", "--deposits", "200", "--accounts", "2"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let mut seen = Vec::new();
-    for line in BufReader::new(demo.stdout.take().unwrap()).lines() {
+    let mut output = BufReader::new(demo.stdout.take().unwrap());
+    for line in output.by_ref().lines() {
         seen.push(line.unwrap());
         if seen.last().is_some_and(|line| line.starts_with("Ctrl-C stops it all")) {
             let address =
                 |line: &String| line.split_whitespace().find_map(|word| word.strip_prefix("http://")?.parse().ok());
             let addresses: Vec<SocketAddr> = seen.iter().take(3).filter_map(address).collect();
             assert_eq!(addresses.len(), 3, "{seen:?}");
-            return (demo, addresses);
+            return (demo, output, addresses);
         }
     }
     panic!("the demo ended with {} and said {seen:#?}", demo.wait().unwrap());
