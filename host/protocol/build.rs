@@ -8,9 +8,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed={}", proto.display());
     let descriptors = protox::compile([proto], ["proto"])?;
     let grpc = std::env::var_os("CARGO_FEATURE_GRPC").is_some();
-    tonic_prost_build::configure()
-        .build_server(grpc)
-        .build_client(grpc)
-        .compile_fds(descriptors)?;
+    tonic_prost_build::configure().build_server(grpc).build_client(grpc).compile_fds(descriptors)?;
     Ok(())
 }

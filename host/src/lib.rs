@@ -1,4 +1,12 @@
 //! Turnstile's host service: holds the locks in a store and serves sessions to proxies.
 
+pub mod admin;
 pub mod clock;
+pub mod config;
+pub mod driver;
+pub mod guard;
+pub mod plugin_file;
+pub mod service;
+pub mod sessions;
 pub mod store;
+pub mod wire;

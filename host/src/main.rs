@@ -1,1 +1,282 @@
-fn main() {}
+//! The program `turnstile`: its commands, their flags, and how they end.
+
+use std::future::Future;
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use turnstile_host::config::{Config, Overrides};
+use turnstile_host::guard::{self, Upstream};
+use turnstile_host::plugin_file;
+use turnstile_host::service::{Host, Stopped};
+
+/// A mutex in front of HTTP endpoints, at the proxy, with no change to the application.
+#[derive(Parser)]
+#[command(name = "turnstile", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: CliCommand,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 ended as asked, 1 failed, 64 bad configuration or flags.\n\
+    Logs go to standard error; RUST_LOG sets what is logged (default: info).";
+
+#[derive(Subcommand)]
+enum CliCommand {
+    Host(HostArgs),
+    Guard(GuardArgs),
+    Plugin(PluginArgs),
+}
+
+/// Run the lock service that Envoys with the filter connect to.
+#[derive(Args)]
+#[command(after_help = HOST_HELP)]
+struct HostArgs {
+    /// Configuration file (TOML); without it everything is at its default.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Port for proxies (sessions.listen) [default: 127.0.0.1:7878].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// Port for the probes /live and /ready (admin.listen) [default: 127.0.0.1:7879].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    admin_listen: Option<SocketAddr>,
+    /// SQLite database (store.path), made if absent [default: turnstile.db].
+    #[arg(long, value_name = "FILE")]
+    database: Option<PathBuf>,
+}
+
+const HOST_HELP: &str = "\
+A configuration file with every field at its default:
+
+  [sessions]                       # the port for proxies
+  listen = \"127.0.0.1:7878\"
+  insecure = false                 # true allows addresses beyond loopback: whoever reaches the port takes locks
+  ttl = \"4s\"                       # a proxy unheard of for this long loses its locks
+  heartbeat = \"1s\"                 # default: a quarter of ttl
+  [admin]
+  listen = \"127.0.0.1:7879\"        # GET /live, GET /ready
+  [store]
+  kind = \"sqlite\"
+  path = \"turnstile.db\"
+  lease_ttl = \"5s\"                 # a host unheard of for this long is dead: its keys may be taken over
+  epoch_base = 0                   # fencing tokens start above this epoch; raise it after restoring a backup
+  [limits]                         # past these, requests are rejected at once
+  sessions = 10000
+  waiters_per_session = 10000
+  waiters_per_key = 10000
+  keys = 1000000
+  wait = \"10m\"
+  hold = \"1h\"
+  lock_delay = \"1h\"
+  [ownership]                      # of keys, in the store, among several hosts
+  idle = \"1m\"                      # an unused key is given up after this long
+  handoff_grants = 64              # when another host wants a key: so many more local grants,
+  handoff_time = \"100ms\"           # and for so long, then it is passed on
+  claim_patience = \"1s\"            # how long a request with wait=0 waits for the store
+  [drain]
+  grace = \"30s\"                    # on SIGTERM: how long holds may still last
+
+SIGTERM or Ctrl-C drains: no new grants, holds run out, everything is given up. A second one ends at once; what was
+held then stays locked until the lease and the lock delays are over.";
+
+/// Put a lock in front of an HTTP service: runs the host and an Envoy with the filter, no configuration file needed.
+#[derive(Args)]
+#[command(after_help = GUARD_HELP)]
+struct GuardArgs {
+    /// Where clients connect.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10000")]
+    listen: SocketAddr,
+    /// The service to guard: http://HOST:PORT.
+    #[arg(long, value_name = "URL")]
+    upstream: Upstream,
+    /// A rule; may be given several times.
+    #[arg(long = "rule", value_name = "RULE", required_unless_present = "rules")]
+    rule: Vec<String>,
+    /// A file of rules: one a line (# comments), or a JSON array.
+    #[arg(long, value_name = "FILE")]
+    rules: Option<PathBuf>,
+    /// The Envoy program [default: on PATH, then where `cargo xtask setup` fetched it to].
+    #[arg(long, value_name = "FILE")]
+    envoy: Option<PathBuf>,
+    /// Envoy's worker threads [default: one a core].
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    concurrency: Option<u32>,
+    /// SQLite database that remembers locks over restarts, made if absent.
+    #[arg(long, value_name = "FILE", default_value = "turnstile.db")]
+    database: PathBuf,
+    /// Port for the probes /live and /ready; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
+    admin_listen: SocketAddr,
+    /// How long requests under way may still last after SIGTERM or Ctrl-C.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    grace: Duration,
+}
+
+const GUARD_HELP: &str = "\
+Example:
+
+  turnstile guard --listen 127.0.0.1:10000 --upstream http://127.0.0.1:8080 \\
+      --rule 'POST /accounts/{id}/transfer key=account:{id} wait=5s'
+
+A rule is  METHOD[,METHOD] [HOST]/PATH key=KEY [wait=10s] [hold=60s] [lock_delay=15s] [on_lost=abort|continue]
+[on_host_unavailable=deny|allow] [name=NAME].  METHOD may be *; {name} in the path matches one segment, {*name} the
+rest.  KEY may use {name}, {query.NAME} and {header.NAME}.  Requests with equal keys pass one at a time:
+  wait        how long a request waits for its turn (0: not at all, it is answered 423); then it is answered 503
+  hold        the longest time it may take, then it is aborted
+  lock_delay  how long the key stays locked when the service may still be at work (timeout, client gone, ...)
+Requests that match no rule pass untouched.";
+
+/// Write the filter's wasm file, for Envoys of your own.
+#[derive(Args)]
+struct PluginArgs {
+    /// Where to; `-` is standard output.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+/// How a command fails.
+enum Failure {
+    /// The user must change something.
+    Usage(String),
+    /// Something outside failed.
+    Other(String),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; everything else is the user's to mend.
+            let code = if error.use_stderr() { 64 } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    let result = match cli.command {
+        CliCommand::Host(args) => run_host(args).await,
+        CliCommand::Guard(args) => run_guard(args).await,
+        CliCommand::Plugin(args) => write_plugin(&args.output),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(problem)) => {
+            eprintln!("{problem}");
+            ExitCode::from(64)
+        }
+        Err(Failure::Other(problem)) => {
+            eprintln!("turnstile: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run_host(args: HostArgs) -> Result<(), Failure> {
+    let (text, origin) = match &args.config {
+        Some(path) => (read(path)?, path.display().to_string()),
+        None => (String::new(), "flags".into()),
+    };
+    let overrides = Overrides { listen: args.listen, admin_listen: args.admin_listen, database: args.database };
+    let config = Config::parse(&text, &overrides)
+        .map_err(|faults| Failure::Usage(format!("turnstile: bad configuration ({origin}):\n{faults}")))?;
+    let stop = stop_signal()?;
+    let host = Host::start(config).await.map_err(other)?;
+    match host.run_until(stop).await {
+        Stopped::Drained => {
+            tracing::info!("ended: nothing was held, everything was given up");
+            Ok(())
+        }
+        Stopped::GraceOver => Err(Failure::Other(
+            "locks were still held when the grace was over; they stay locked until the lease and their lock delays \
+             are over"
+                .into(),
+        )),
+        Stopped::Fault(fault) => Err(Failure::Other(format!("the host stopped itself: {fault}"))),
+    }
+}
+
+async fn run_guard(args: GuardArgs) -> Result<(), Failure> {
+    let filter_config = filter_config(&args)?;
+    let options = guard::Options {
+        listen: args.listen,
+        upstream: args.upstream,
+        filter_config,
+        database: args.database,
+        envoy: args.envoy,
+        concurrency: args.concurrency,
+        admin_listen: args.admin_listen,
+        grace: args.grace,
+    };
+    let stop = stop_signal()?;
+    let ready = |options: &guard::Options| {
+        let guard::Options { listen, upstream, .. } = options;
+        println!("ready: http://{listen} -> http://{}:{} (Ctrl-C ends it)", upstream.host, upstream.port);
+    };
+    guard::run(options, ready, stop).await.map_err(other)
+}
+
+/// The filter's configuration from `--rule` and `--rules`, or every fault in them.
+fn filter_config(args: &GuardArgs) -> Result<String, Failure> {
+    let mut rules: Vec<serde_json::Value> = args.rule.iter().map(|line| line.as_str().into()).collect();
+    if let Some(path) = &args.rules {
+        let from_file = turnstile_rules::parse_rules_file(&read(path)?)
+            .map_err(|faults| Failure::Usage(format!("turnstile: bad rules in {}:\n{faults}", path.display())))?;
+        rules.extend(from_file);
+    }
+    turnstile_rules::filter_config_json(guard::HOST_CLUSTER, "default", &rules)
+        .map_err(|faults| Failure::Usage(format!("turnstile: bad rules:\n{faults}")))
+}
+
+fn write_plugin(output: &Path) -> Result<(), Failure> {
+    let bytes = plugin_file::bytes().map_err(other)?;
+    if output == Path::new("-") {
+        return std::io::stdout().write_all(&bytes).map_err(other);
+    }
+    std::fs::write(output, &bytes)
+        .map_err(|error| Failure::Other(format!("cannot write {}: {error}", output.display())))?;
+    eprintln!("wrote {} ({} bytes)", output.display(), bytes.len());
+    Ok(())
+}
+
+/// Resolves at the first SIGTERM or Ctrl-C; a second one ends the process at once.
+fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(other)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(other)?;
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let mut stop = Some(stop);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            match stop.take() {
+                Some(stop) => {
+                    let _ = stop.send(());
+                }
+                None => std::process::exit(1),
+            }
+        }
+    });
+    Ok(async move {
+        let _ = stopped.await;
+    })
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Failure::Usage(format!("turnstile: cannot read {}: {error}", path.display())))
+}
+
+fn other(error: impl std::fmt::Display) -> Failure {
+    Failure::Other(error.to_string())
+}

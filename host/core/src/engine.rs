@@ -23,6 +23,9 @@ impl Engine {
         let _ = now;
     }
 
+    /// stub
+    pub fn fault(&self) -> Option<String> { None }
+
     /// The next command to carry out.
     pub fn poll_command(&mut self) -> Option<Command> {
         None

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use turnstile_core::{ClaimId, Epoch, Instant, LockKey};
 
+pub mod sqlite;
+
 /// A connection of one incarnation to a store. Events go into the channel that the concrete store was opened with.
 pub trait Store: Send + Sync {
     /// Queues an operation and returns at once. Operations on one key are carried out in the order of submission.

@@ -1,0 +1,231 @@
+//! The host's configuration: a TOML file and flags, made into types once, all faults reported together.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use turnstile_core::HandoffBudget;
+
+use crate::store::sqlite;
+
+mod section;
+
+use section::{Fault, Section};
+
+/// Everything `turnstile host` needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The port for proxies.
+    pub sessions: Sessions,
+    /// Where `/live` and `/ready` are answered.
+    pub admin_listen: SocketAddr,
+    /// Where ownership of keys is recorded.
+    pub store: Store,
+    /// Bounds and durations of the lock engine.
+    pub engine: turnstile_core::Config,
+    /// How long a drain waits for holds to run out.
+    pub drain_grace: Duration,
+}
+
+/// The port for proxies, and what is told to them.
+#[derive(Clone, Copy, Debug)]
+pub struct Sessions {
+    /// Loopback, unless `insecure` was set.
+    pub listen: SocketAddr,
+    /// How often proxies shall send heartbeats.
+    pub heartbeat: Duration,
+}
+
+/// Which store, and how to reach it.
+#[derive(Clone, Debug)]
+pub enum Store {
+    /// An embedded SQLite database in one file.
+    Sqlite(sqlite::Config),
+}
+
+/// Flags that override the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// For `sessions.listen`.
+    pub listen: Option<SocketAddr>,
+    /// For `admin.listen`.
+    pub admin_listen: Option<SocketAddr>,
+    /// For `store.path`.
+    pub database: Option<PathBuf>,
+}
+
+/// All faults of a configuration.
+#[derive(Debug, thiserror::Error)]
+pub struct Faults(Vec<Fault>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, fault) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{fault}")?;
+        }
+        Ok(())
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+impl Config {
+    /// Reads a configuration file's text (empty for all defaults) and lays `overrides` over it.
+    ///
+    /// # Errors
+    /// Every fault of the text, each with its place and what was expected there.
+    pub fn parse(text: &str, overrides: &Overrides) -> Result<Self, Faults> {
+        let table = text.parse::<toml::Table>().map_err(|error| Faults(vec![Fault::syntax(&error)]))?;
+        let mut faults = Vec::new();
+        let mut root = Section::root(table, &mut faults);
+        let config = Self::read(&mut root, overrides);
+        root.finish();
+        if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
+    }
+
+    fn read(root: &mut Section<'_>, overrides: &Overrides) -> Self {
+        let (sessions, session_ttl) = root.section("sessions", |section| Sessions::read(section, overrides));
+        let admin_listen = root.section("admin", |section| {
+            let listen = section.address("listen", loopback(7879));
+            overrides.admin_listen.unwrap_or(listen)
+        });
+        let store = root.section("store", |section| Store::read(section, overrides, session_ttl));
+        let mut engine = turnstile_core::Config { session_ttl, ..turnstile_core::Config::default() };
+        root.section("limits", |section| read_limits(section, &mut engine));
+        root.section("ownership", |section| read_ownership(section, &mut engine));
+        let drain_grace =
+            root.section("drain", |section| section.duration("grace", 30 * SECOND, Duration::ZERO..=24 * HOUR));
+        Self { sessions, admin_listen, store, engine, drain_grace }
+    }
+}
+
+impl Sessions {
+    /// The port's settings, and the session TTL, which belongs to the engine.
+    fn read(section: &mut Section<'_>, overrides: &Overrides) -> (Self, Duration) {
+        let listen = section.address("listen", loopback(7878));
+        let listen = overrides.listen.unwrap_or(listen);
+        let insecure = section.flag("insecure", false);
+        let ttl = section.duration("ttl", 4 * SECOND, SECOND / 2..=300 * SECOND);
+        let heartbeat = section.duration("heartbeat", ttl / 4, SECOND / 20..=100 * SECOND);
+        if heartbeat * 3 > ttl {
+            section.fault("heartbeat", "must be at most a third of `ttl`, so that one lost heartbeat ends no session");
+        }
+        if !listen.ip().is_loopback() && !insecure {
+            section.fault(
+                "listen",
+                "is not a loopback address, and whoever reaches this port can take and free locks; \
+                 set `insecure = true` in [sessions] if the network in front of it is trusted",
+            );
+        }
+        (Self { listen, heartbeat }, ttl)
+    }
+}
+
+impl Store {
+    fn read(section: &mut Section<'_>, overrides: &Overrides, session_ttl: Duration) -> Self {
+        let kind = section.text("kind", "sqlite");
+        if kind != "sqlite" {
+            section.fault("kind", &format!("is {kind:?}; this version knows \"sqlite\""));
+        }
+        let path = PathBuf::from(section.text("path", "turnstile.db"));
+        let path = overrides.database.clone().unwrap_or(path);
+        let lease_ttl = section.duration("lease_ttl", 5 * SECOND, SECOND / 2..=300 * SECOND);
+        if lease_ttl < session_ttl {
+            section.fault(
+                "lease_ttl",
+                "must be at least `sessions.ttl`: no promise to a proxy may outlive the host's own lease",
+            );
+        }
+        let epoch_max = usize::try_from(turnstile_core::Token::EPOCH_MAX.0 / 2).unwrap_or(usize::MAX);
+        let epoch_base = section.count("epoch_base", 0, 0..=epoch_max) as u64;
+        Self::Sqlite(sqlite::Config { path, lease_ttl, epoch_base })
+    }
+}
+
+fn read_limits(section: &mut Section<'_>, engine: &mut turnstile_core::Config) {
+    engine.sessions_max = section.count("sessions", engine.sessions_max, 1..=1_000_000);
+    engine.waiters_per_session_max =
+        section.count("waiters_per_session", engine.waiters_per_session_max, 1..=10_000_000);
+    engine.waiters_per_key_max = section.count("waiters_per_key", engine.waiters_per_key_max, 1..=10_000_000);
+    engine.keys_max = section.count("keys", engine.keys_max, 1..=100_000_000);
+    engine.wait_max = section.duration("wait", engine.wait_max, Duration::ZERO..=24 * HOUR);
+    engine.hold_max = section.duration("hold", engine.hold_max, SECOND / 10..=24 * HOUR);
+    engine.lock_delay_max = section.duration("lock_delay", engine.lock_delay_max, Duration::ZERO..=24 * HOUR);
+}
+
+fn read_ownership(section: &mut Section<'_>, engine: &mut turnstile_core::Config) {
+    engine.claim_patience = section.duration("claim_patience", engine.claim_patience, SECOND / 100..=60 * SECOND);
+    engine.idle_ownership = section.duration("idle", engine.idle_ownership, Duration::ZERO..=24 * HOUR);
+    let HandoffBudget { grants, time } = engine.handoff_budget;
+    let grants = section.count("handoff_grants", grants as usize, 0..=1_000_000);
+    engine.handoff_budget = HandoffBudget {
+        grants: u32::try_from(grants).unwrap_or(u32::MAX),
+        time: section.duration("handoff_time", time, Duration::ZERO..=60 * SECOND),
+    };
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(text: &str) -> String {
+        match Config::parse(text, &Overrides::default()) {
+            Ok(config) => panic!("accepted: {config:?}"),
+            Err(faults) => faults.to_string(),
+        }
+    }
+
+    #[test]
+    fn an_empty_file_is_all_defaults() {
+        let config = Config::parse("", &Overrides::default()).unwrap();
+        assert_eq!(config.sessions.listen.to_string(), "127.0.0.1:7878");
+        assert_eq!(config.engine.session_ttl, Duration::from_secs(4));
+        assert_eq!(config.sessions.heartbeat, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn all_faults_are_reported_together_with_their_places() {
+        let text = "[sessions]\nttl = \"soon\"\nheartbeet = \"1s\"\n[store]\nkind = \"papyrus\"\n[limits]\nkeys = -1\n[oops]\n";
+        let faults = faults(text);
+        let lines: Vec<&str> = faults.lines().collect();
+        assert_eq!(lines.len(), 5, "{faults}");
+        for (line, place) in
+            lines.iter().zip(["sessions.ttl", "sessions.heartbeet", "store.kind", "limits.keys", "oops"])
+        {
+            assert!(line.starts_with(place), "{line:?} should name {place}");
+        }
+    }
+
+    #[test]
+    fn a_port_beyond_loopback_needs_the_switch() {
+        assert!(faults("[sessions]\nlisten = \"0.0.0.0:7878\"").contains("insecure"));
+        Config::parse("[sessions]\nlisten = \"0.0.0.0:7878\"\ninsecure = true", &Overrides::default()).unwrap();
+    }
+
+    #[test]
+    fn the_lease_covers_the_sessions_and_heartbeats_the_ttl() {
+        assert!(faults("[sessions]\nttl = \"9s\"").contains("lease_ttl"));
+        assert!(faults("[sessions]\nheartbeat = \"3s\"").contains("third"));
+    }
+
+    #[test]
+    fn flags_override_the_file() {
+        let overrides = Overrides { database: Some("other.db".into()), ..Overrides::default() };
+        let Store::Sqlite(store) = Config::parse("[store]\npath = \"a.db\"", &overrides).unwrap().store;
+        assert_eq!(store.path, PathBuf::from("other.db"));
+    }
+
+    #[test]
+    fn a_syntax_error_names_its_line() {
+        assert!(faults("[sessions\nttl = 1").contains("line 1"));
+    }
+}

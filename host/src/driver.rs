@@ -1,0 +1,287 @@
+//! The one task that owns the lock engine: session and store events go in, commands come out and are carried out.
+//!
+//! Data flows one way: stream -> event -> input -> engine -> command -> stream or store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use turnstile_core::{Command, Engine, Input, Instant};
+use turnstile_protocol::v1;
+
+use crate::clock;
+use crate::store::{self, Operation, Store};
+use crate::wire;
+
+mod claims;
+mod connections;
+mod health;
+
+use claims::Claims;
+use connections::Connections;
+pub use connections::{Open, Opened, Outbound, OutboundStream, Refusal, outbound};
+pub use health::Health;
+
+/// Events taken in one turn at most, so that answers are not held back by a flood.
+const TURN_EVENTS_MAX: usize = 256;
+
+/// A turn that comes this much later than the one before means that we were frozen.
+const FREEZE: Duration = Duration::from_millis(500);
+
+/// After a freeze, what waits in the sockets is heard for this long before deadlines are acted on.
+const FREEZE_GRACE: Duration = Duration::from_millis(250);
+
+/// The timer is looked at this often at least: a sleep does not count suspended time, but deadlines do.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+
+/// What the sessions, or the operator, tell the driver.
+#[derive(Debug)]
+pub enum Event {
+    /// A stream said Hello.
+    Open(Open),
+    /// Parsed items of an established stream.
+    Items {
+        /// The stream's place, from [`Opened`].
+        opened: Opened,
+        /// In the order of arrival.
+        items: Vec<wire::Parsed>,
+    },
+    /// The stream is gone.
+    Closed(Opened),
+    /// Grant no more, and end when nothing is held.
+    Drain,
+}
+
+/// How the driver ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Nothing is held, all ownerships and the lease were given up.
+    Drained,
+    /// The engine found one of its own invariants broken; nothing can be trusted any more.
+    Fault(String),
+    /// Everything that could send events is gone.
+    Abandoned,
+}
+
+/// Owns the engine and everything that its commands act on.
+pub struct Driver {
+    engine: Engine,
+    store: Box<dyn Store>,
+    store_events: mpsc::UnboundedReceiver<store::Event>,
+    events: mpsc::Receiver<Event>,
+    connections: Connections,
+    claims: Claims,
+    health: Arc<Health>,
+    drained: Option<Ended>,
+    /// Deadlines are not acted on before this instant.
+    deaf_until: Instant,
+}
+
+impl Driver {
+    /// A driver of `engine` on `store`; `welcome` is what every new session is told.
+    pub fn new(
+        engine: Engine,
+        store: Box<dyn Store>,
+        store_events: mpsc::UnboundedReceiver<store::Event>,
+        events: mpsc::Receiver<Event>,
+        welcome: v1::Welcome,
+        health: Arc<Health>,
+    ) -> Self {
+        Self {
+            engine,
+            store,
+            store_events,
+            events,
+            connections: Connections::new(welcome),
+            claims: Claims::default(),
+            health,
+            drained: None,
+            deaf_until: Instant::default(),
+        }
+    }
+
+    /// Runs until drained, or until a fault.
+    pub async fn run(mut self) -> Ended {
+        let mut events = Vec::with_capacity(TURN_EVENTS_MAX);
+        let mut store_events = Vec::with_capacity(TURN_EVENTS_MAX);
+        let mut last_turn = clock::now();
+        loop {
+            let sleep = self.sleep_duration(clock::now());
+            tokio::select! {
+                count = self.events.recv_many(&mut events, TURN_EVENTS_MAX) => if count == 0 {
+                    return Ended::Abandoned;
+                },
+                count = self.store_events.recv_many(&mut store_events, TURN_EVENTS_MAX) => if count == 0 {
+                    return Ended::Fault("the store's own thread has ended".into());
+                },
+                () = tokio::time::sleep(sleep) => {}
+            }
+            // Read after the events were received: what a validity is anchored at must not be later than its receipt.
+            let now = clock::now();
+            if now.saturating_since(last_turn) > FREEZE + SLEEP_MAX {
+                tracing::warn!(
+                    gap_ms = now.saturating_since(last_turn).as_millis(),
+                    "the host did not run for a while"
+                );
+                self.deaf_until = now + FREEZE_GRACE;
+            }
+            last_turn = now;
+            for event in store_events.drain(..) {
+                self.handle_store_event(now, event);
+            }
+            for event in events.drain(..) {
+                self.handle_event(now, event);
+            }
+            self.act_on_deadlines(now);
+            self.connections.flush();
+            self.health.turned(now);
+            if let Some(fault) = self.engine.fault() {
+                return Ended::Fault(fault.to_string());
+            }
+            if let Some(ended) = self.drained.take() {
+                return ended;
+            }
+        }
+    }
+
+    fn sleep_duration(&self, now: Instant) -> Duration {
+        let deadline = [self.engine.next_deadline(), self.claims.next_retry()].into_iter().flatten().min();
+        match deadline {
+            None => SLEEP_MAX,
+            Some(deadline) => deadline.max(self.deaf_until).saturating_since(now).min(SLEEP_MAX),
+        }
+    }
+
+    fn act_on_deadlines(&mut self, now: Instant) {
+        if now < self.deaf_until {
+            return;
+        }
+        if self.engine.next_deadline().is_some_and(|deadline| deadline <= now) {
+            self.engine.handle_timeout(now);
+            self.carry_out(now);
+        }
+        for operation in self.claims.due(now) {
+            self.store.submit(operation);
+        }
+    }
+
+    fn handle_event(&mut self, now: Instant, event: Event) {
+        match event {
+            Event::Open(open) => {
+                if let Some(input) = self.connections.open(open) {
+                    self.feed(now, input);
+                }
+            }
+            Event::Items { opened, items } => {
+                if self.connections.is_current(opened) {
+                    for item in items {
+                        self.handle_item(now, opened, item);
+                    }
+                }
+            }
+            Event::Closed(opened) => {
+                if self.connections.close(opened) {
+                    self.feed(now, Input::SuspendSession { session: opened.session });
+                }
+            }
+            Event::Drain => {
+                self.health.drain();
+                self.connections.go_away("the host is going away");
+                self.feed(now, Input::Drain);
+            }
+        }
+    }
+
+    fn handle_item(&mut self, now: Instant, opened: Opened, item: wire::Parsed) {
+        match item {
+            wire::Parsed::Input(input) => self.feed(now, input),
+            wire::Parsed::Refused { request, reason } => {
+                self.connections.send(opened.session, wire::reject(request, reason, None, 0));
+            }
+        }
+    }
+
+    fn handle_store_event(&mut self, now: Instant, event: store::Event) {
+        match event {
+            store::Event::LeaseRenewed { until } => {
+                self.health.leased_until(until);
+                self.feed(now, Input::LeaseRenewed { until });
+            }
+            store::Event::LeaseLost => {
+                tracing::error!("the lease in the store is lost: every hold is ended, every key is claimed anew");
+                self.health.leased_until(Instant::default());
+                self.claims.forget_all();
+                self.feed(now, Input::LeaseLost);
+            }
+            store::Event::LeaseEnded => self.drained = Some(Ended::Drained),
+            store::Event::Gained { key, claim, epoch, lock_delay, quarantined_until } => {
+                self.claims.answered(&key, claim);
+                self.feed(now, Input::OwnershipGained { key, claim, epoch, lock_delay, quarantined_until });
+            }
+            store::Event::Queued { key, claim } => {
+                self.claims.answered(&key, claim);
+                self.feed(now, Input::OwnershipQueued { key, claim });
+            }
+            store::Event::Contended { key } => self.feed(now, Input::OwnershipContended { key }),
+            store::Event::Lost { key } => {
+                tracing::error!(%key, "the ownership record was taken from us");
+                self.feed(now, Input::OwnershipLost { key });
+            }
+            store::Event::Failed { key, claim, error } => {
+                if self.claims.failed(now, &key, claim, &error) == claims::Verdict::GiveUp {
+                    self.feed(now, Input::OwnershipRefused { key, claim });
+                }
+            }
+        }
+    }
+
+    fn feed(&mut self, now: Instant, input: Input) {
+        self.engine.handle(now, input);
+        self.carry_out(now);
+    }
+
+    fn carry_out(&mut self, now: Instant) {
+        while let Some(command) = self.engine.poll_command() {
+            self.carry_out_one(now, command);
+        }
+    }
+
+    fn carry_out_one(&mut self, now: Instant, command: Command) {
+        match command {
+            Command::Grant { session, request, token, waited, seq, valid } => {
+                tracing::debug!(
+                    session = session.0,
+                    holder = request.0,
+                    token = token.as_u64(),
+                    wait_ms = waited.as_millis(),
+                    "granted"
+                );
+                self.connections.send(session, wire::grant(request, token, waited, seq, valid));
+            }
+            Command::Reject { session, request, reason, retry_after, queue_length } => {
+                tracing::debug!(session = session.0, holder = request.0, ?reason, "rejected");
+                let reason = wire::reject_reason(reason);
+                self.connections.send(session, wire::reject(request, reason, retry_after, queue_length));
+            }
+            Command::Lost { session, request, reason } => {
+                tracing::warn!(session = session.0, holder = request.0, ?reason, "hold lost");
+                self.connections.send(session, wire::lost(request, reason));
+            }
+            Command::AckHeartbeat { session, seq, valid } => {
+                let ack = v1::HeartbeatAck { seq: seq.0, valid_ms: wire::to_millis(valid) };
+                self.connections.send(session, ack);
+            }
+            Command::EndSession { session, reason } => self.connections.end(session, reason),
+            Command::ClaimOwnership { key, claim, lock_delay, new_epoch } => {
+                let operation = Operation::Claim { key: key.clone(), claim, lock_delay, new_epoch };
+                self.claims.submitted(now, key, claim, operation.clone());
+                self.store.submit(operation);
+            }
+            Command::YieldOwnership { key } => {
+                self.claims.forget(&key);
+                self.store.submit(Operation::Yield { key });
+            }
+            Command::Drained => self.store.submit(Operation::EndLease),
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Between the messages of the session protocol and the types of the lock engine: parsed once, here.
+
+use std::time::Duration;
+
+use turnstile_core::{
+    Acquire, Ending, HeartbeatSeq, Input, LockKey, LostReason, Mode, RejectReason, RequestId, Resume, SessionId, Token,
+};
+use turnstile_protocol::v1;
+
+/// What one item of an established stream means.
+#[derive(Debug)]
+pub enum Parsed {
+    /// For the engine.
+    Input(Input),
+    /// An Acquire that can be answered with a rejection, since its id is known.
+    Refused {
+        /// Whose answer it is.
+        request: RequestId,
+        /// Invalid or unsupported.
+        reason: v1::RejectReason,
+    },
+}
+
+/// Parses an item that came after the Hello.
+///
+/// # Errors
+/// How it breaks the protocol, so that the stream must end.
+pub fn parse_item(session: SessionId, item: v1::ClientItem) -> Result<Parsed, &'static str> {
+    use v1::client_item::Item;
+    match item.item {
+        Some(Item::Acquire(acquire)) => Ok(match parse_acquire(&acquire) {
+            Ok(acquire) => Parsed::Input(Input::Acquire { session, acquire }),
+            Err(reason) => Parsed::Refused { request: RequestId(acquire.id), reason },
+        }),
+        Some(Item::Cancel(cancel)) => Ok(Parsed::Input(Input::Cancel { session, request: RequestId(cancel.id) })),
+        Some(Item::Release(release)) => {
+            let (request, ending) = parse_release(release).ok_or(RELEASE_WITHOUT_ENDING)?;
+            Ok(Parsed::Input(Input::Release { session, request, ending }))
+        }
+        Some(Item::Heartbeat(heartbeat)) => {
+            Ok(Parsed::Input(Input::Heartbeat { session, seq: HeartbeatSeq(heartbeat.seq) }))
+        }
+        Some(Item::Hello(_)) => Err("a second Hello on one stream"),
+        None => Err("an empty item, or one of a later version of the protocol"),
+    }
+}
+
+const RELEASE_WITHOUT_ENDING: &str = "a Release without an ending";
+
+/// Parses what a resuming client believes. Waiters that cannot be parsed come back as refused.
+///
+/// # Errors
+/// How it breaks the protocol, so that the stream must end.
+pub fn parse_resume(resume: v1::Resume) -> Result<(Resume, Vec<(RequestId, v1::RejectReason)>), &'static str> {
+    let mut waiters = Vec::with_capacity(resume.waiters.len());
+    let mut refused = Vec::new();
+    for acquire in resume.waiters {
+        match parse_acquire(&acquire) {
+            Ok(acquire) => waiters.push(acquire),
+            Err(reason) => refused.push((RequestId(acquire.id), reason)),
+        }
+    }
+    let holds = resume.holds.into_iter().map(RequestId).collect();
+    let releases = resume.releases.into_iter().map(parse_release).collect::<Option<_>>();
+    let releases = releases.ok_or(RELEASE_WITHOUT_ENDING)?;
+    Ok((Resume { waiters, holds, releases }, refused))
+}
+
+fn parse_acquire(acquire: &v1::Acquire) -> Result<Acquire, v1::RejectReason> {
+    let [request] = acquire.keys.as_slice() else {
+        return Err(if acquire.keys.is_empty() { v1::RejectReason::Invalid } else { v1::RejectReason::Unsupported });
+    };
+    if !acquire.reentry_secret.is_empty() {
+        return Err(v1::RejectReason::Unsupported);
+    }
+    let mode = match request.mode() {
+        v1::Mode::Exclusive => Mode::Exclusive,
+        v1::Mode::Unspecified => return Err(v1::RejectReason::Invalid),
+        v1::Mode::Shared | v1::Mode::Limit => return Err(v1::RejectReason::Unsupported),
+    };
+    let key = LockKey::parse(&request.key).map_err(|_| v1::RejectReason::Invalid)?;
+    Ok(Acquire {
+        request: RequestId(acquire.id),
+        key,
+        mode,
+        wait: millis(acquire.wait_ms),
+        hold: (acquire.hold_ms > 0).then(|| millis(acquire.hold_ms)),
+        lock_delay: millis(acquire.lock_delay_ms),
+    })
+}
+
+fn parse_release(release: v1::Release) -> Option<(RequestId, Ending)> {
+    let ending = match release.ending() {
+        v1::Ending::Clean => Ending::Clean,
+        v1::Ending::Unclean => Ending::Unclean,
+        v1::Ending::Unsent => Ending::Unsent,
+        v1::Ending::Unspecified => return None,
+    };
+    Some((RequestId(release.id), ending))
+}
+
+/// A grant as it goes over the wire.
+pub fn grant(request: RequestId, token: Token, waited: Duration, seq: HeartbeatSeq, valid: Duration) -> v1::Grant {
+    v1::Grant {
+        id: request.0,
+        keys: vec![v1::KeyGrant { token: token.as_u64(), barrier: token.as_u64() }],
+        holder_secret: Vec::new(),
+        waited_ms: to_millis(waited),
+        heartbeat_seq: seq.0,
+        valid_ms: to_millis(valid),
+    }
+}
+
+/// A rejection as it goes over the wire.
+pub fn reject(request: RequestId, reason: v1::RejectReason, retry_after: Option<Duration>, queue: usize) -> v1::Reject {
+    v1::Reject {
+        id: request.0,
+        reason: reason.into(),
+        retry_after_ms: retry_after.map_or(0, to_millis),
+        queue_length: u32::try_from(queue).unwrap_or(u32::MAX),
+    }
+}
+
+/// The engine's reason in the protocol's words.
+pub fn reject_reason(reason: RejectReason) -> v1::RejectReason {
+    match reason {
+        RejectReason::Conflict => v1::RejectReason::Conflict,
+        RejectReason::WaitTimeout => v1::RejectReason::WaitTimeout,
+        RejectReason::QueueFull => v1::RejectReason::QueueFull,
+        RejectReason::SessionFull => v1::RejectReason::SessionFull,
+        RejectReason::KeysFull => v1::RejectReason::KeysFull,
+        RejectReason::StoreUnavailable => v1::RejectReason::StoreUnavailable,
+        RejectReason::Draining => v1::RejectReason::Draining,
+        RejectReason::Invalid => v1::RejectReason::Invalid,
+        RejectReason::TokensExhausted => v1::RejectReason::TokensExhausted,
+    }
+}
+
+/// The loss of a hold as it goes over the wire.
+pub fn lost(request: RequestId, reason: LostReason) -> v1::Lost {
+    let reason = match reason {
+        LostReason::HoldLimit => v1::LostReason::HoldLimit,
+        LostReason::Lease => v1::LostReason::Lease,
+        LostReason::Unknown => v1::LostReason::Unknown,
+    };
+    v1::Lost { id: request.0, reason: reason.into() }
+}
+
+/// Whole milliseconds, rounded down: a promise must never grow on its way.
+pub fn to_millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+fn millis(millis: u32) -> Duration {
+    Duration::from_millis(millis.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acquire(keys: &[(&str, v1::Mode)]) -> v1::Acquire {
+        let keys = keys.iter().map(|(key, mode)| v1::KeyRequest { key: (*key).into(), mode: (*mode).into(), limit: 0 });
+        v1::Acquire { id: 7, keys: keys.collect(), wait_ms: 1, ..v1::Acquire::default() }
+    }
+
+    #[test]
+    fn what_this_version_cannot_do_is_refused_and_never_weakened() {
+        let exclusive = v1::Mode::Exclusive;
+        for (message, reason) in [
+            (acquire(&[]), v1::RejectReason::Invalid),
+            (acquire(&[("a", exclusive), ("b", exclusive)]), v1::RejectReason::Unsupported),
+            (acquire(&[("a", v1::Mode::Shared)]), v1::RejectReason::Unsupported),
+            (acquire(&[("a", v1::Mode::Unspecified)]), v1::RejectReason::Invalid),
+            (acquire(&[("white space", exclusive)]), v1::RejectReason::Invalid),
+            (acquire(&[(&"x".repeat(513), exclusive)]), v1::RejectReason::Invalid),
+            (v1::Acquire { reentry_secret: vec![1], ..acquire(&[("a", exclusive)]) }, v1::RejectReason::Unsupported),
+        ] {
+            assert_eq!(parse_acquire(&message).unwrap_err(), reason, "{message:?}");
+        }
+        assert_eq!(parse_acquire(&acquire(&[("a", exclusive)])).unwrap().hold, None);
+    }
+
+    #[test]
+    fn a_release_must_say_how_it_ended() {
+        assert_eq!(parse_release(v1::Release { id: 1, ending: 0 }), None);
+        assert_eq!(parse_release(v1::Release { id: 1, ending: 99 }), None);
+        assert_eq!(parse_release(v1::Release { id: 1, ending: 2 }), Some((RequestId(1), Ending::Unclean)));
+    }
+
+    #[test]
+    fn promises_are_rounded_down() {
+        assert_eq!(to_millis(Duration::from_micros(1_999)), 1);
+    }
+
+    #[test]
+    fn the_key_limits_of_engine_and_protocol_agree() {
+        assert_eq!(LockKey::MAX_BYTES, turnstile_protocol::KEY_MAX_BYTES);
+    }
+}
