@@ -12,6 +12,7 @@ mod guest;
 mod hostcalls;
 mod model_host;
 mod peer;
+mod session;
 mod state;
 mod traffic;
 mod vm;

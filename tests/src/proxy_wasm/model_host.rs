@@ -7,6 +7,7 @@ use std::time::Duration;
 use turnstile_protocol::v1::{Acquire, Ending, Hello, LostReason, RejectReason, client_item::Item};
 
 use super::peer::{Link, Peer, Policy, Received};
+use super::vm::{Vm, VmError};
 use super::worker::World;
 
 /// A host that tests script. Ids are those of the Acquires. What a call sets off at this instant has happened when it
@@ -82,14 +83,7 @@ impl ModelHost {
 
     /// The stream breaks, with what is on it; further connections work.
     pub fn break_stream(&self) {
-        {
-            let mut world = self.world.borrow_mut();
-            let World { vm, peers } = &mut *world;
-            peers[self.index]
-                .break_stream(vm, 13)
-                .unwrap_or_else(|error| panic!("{error}"));
-        }
-        self.act(|_, _| {});
+        self.act_on_vm(|peer, vm| peer.break_streams(vm, 13));
     }
 
     /// The next resume is answered with a new session.
@@ -99,10 +93,7 @@ impl ModelHost {
 
     /// Comes up as another run, which knows nothing.
     pub fn restart(&self) {
-        self.act(|peer, _| {
-            peer.restart();
-            peer.link = Link::Up;
-        });
+        self.act_on_vm(Peer::restart);
     }
 
     /// Everything that it took from its streams.
@@ -204,6 +195,13 @@ impl ModelHost {
         let mut world = self.world.borrow_mut();
         let now = world.vm.state().now;
         what(&mut world.peers[self.index], now);
+        world.settle();
+    }
+
+    fn act_on_vm(&self, what: impl FnOnce(&mut Peer, &mut Vm) -> Result<(), VmError>) {
+        let mut world = self.world.borrow_mut();
+        let World { vm, peers } = &mut *world;
+        what(&mut peers[self.index], vm).unwrap_or_else(|error| panic!("{error}"));
         world.settle();
     }
 }

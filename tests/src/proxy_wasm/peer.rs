@@ -1,16 +1,16 @@
 //! The session protocol from the host's side, as a model in virtual time: it speaks, records and checks; tests script it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use prost::Message;
 use turnstile_protocol::v1::{
-    Acquire, ClientMessage, Ending, GoAway, Grant, HeartbeatAck, Hello, KeyGrant, Limits, Lost,
-    LostReason, Reject, RejectReason, Release, Resume, ServerItem, ServerMessage, Welcome,
-    client_item::Item,
+    Acquire, ClientMessage, GoAway, Hello, Limits, Lost, LostReason, RejectReason, Resume, ServerItem, ServerMessage,
+    Welcome, client_item::Item,
 };
 
 use super::abi::Headers;
+use super::session::{Fate, Session, Wanted};
 use super::state::LocalEnd;
 use super::vm::{Vm, VmError};
 
@@ -40,31 +40,10 @@ pub(super) enum Link {
 pub struct Received {
     /// When, on the virtual clock.
     pub at: Duration,
-    /// Which stream, counted from 1 over all streams to this host.
+    /// The stream it came on.
     pub stream: u32,
     /// What.
     pub item: Item,
-}
-
-/// What the host knows of a request.
-#[derive(Clone, Debug, PartialEq)]
-enum Fate {
-    Waiting,
-    Granted(Vec<KeyGrant>),
-    Over,
-}
-
-#[derive(Debug)]
-struct Wanted {
-    acquire: Acquire,
-    since: Duration,
-    fate: Fate,
-}
-
-struct Connection {
-    token: u32,
-    number: u32,
-    greeted: bool,
 }
 
 /// The state of one model host.
@@ -78,19 +57,12 @@ pub(super) struct Peer {
     pub(super) refuse_resume: bool,
     pub(super) received: Vec<Received>,
     faults: Vec<String>,
-    connection: Option<Connection>,
-    streams: u32,
-    session: u64,
-    generation: u64,
-    heartbeat_seq: u64,
-    last_id: u64,
-    wanted: BTreeMap<u64, Wanted>,
-    queues: BTreeMap<String, VecDeque<u64>>,
+    /// Streams that were accepted, and the sessions that they are of once a Hello came.
+    streams: BTreeMap<u32, Option<u64>>,
+    sessions: BTreeMap<u64, Session>,
+    incarnation: u64,
+    places: u64,
     tokens: u64,
-    outbox: VecDeque<ServerItem>,
-    /// When each heartbeat was sent: the plugin's promise counts from there.
-    sent_at: BTreeMap<u64, Duration>,
-    promise: Option<Duration>,
 }
 
 impl Peer {
@@ -105,18 +77,11 @@ impl Peer {
             refuse_resume: false,
             received: Vec::new(),
             faults: Vec::new(),
-            connection: None,
-            streams: 0,
-            session: 0,
-            generation: 0,
-            heartbeat_seq: 0,
-            last_id: 0,
-            wanted: BTreeMap::new(),
-            queues: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            incarnation: 1,
+            places: 0,
             tokens: 7 << 20,
-            outbox: VecDeque::new(),
-            sent_at: BTreeMap::new(),
-            promise: None,
         }
     }
 
@@ -125,333 +90,224 @@ impl Peer {
         if self.link == Link::Frozen {
             return Ok(false);
         }
-        if self.accept(vm)? || self.hang_up(vm)? {
+        if self.accept(vm)? || self.hang_up(vm)? || self.read(vm) {
             return Ok(true);
         }
-        let Some(token) = self.connection.as_ref().map(|connection| connection.token) else {
-            return Ok(false);
-        };
-        let now = vm.state().now;
-        let message = vm
-            .state_mut()
-            .streams
-            .get_mut(&token)
-            .and_then(|stream| stream.outbox.pop_front());
-        if let Some(message) = message {
-            match ClientMessage::decode(message.as_slice()) {
-                Ok(message) => message
-                    .items
-                    .into_iter()
-                    .for_each(|item| self.take(now, item.item)),
-                Err(error) => self.fault(format!("no ClientMessage: {error}")),
-            }
-            return Ok(true);
-        }
-        self.time_out(now);
-        self.send(vm, token)
+        self.decide(vm.state().now);
+        self.write(vm)
     }
 
     /// When something falls due without anything arriving.
     pub(super) fn next_due(&self) -> Option<Duration> {
-        let locks =
-            self.policy == Policy::Lock && self.link == Link::Up && self.connection.is_some();
-        let due = self
-            .wanted
-            .values()
-            .filter(|wanted| wanted.fate == Fate::Waiting)
-            .map(wait_end);
-        due.min().filter(|_| locks)
+        let connected = self.policy == Policy::Lock && self.link == Link::Up && !self.streams.is_empty();
+        let sessions = self.sessions.values().filter(|session| session.stream.is_some());
+        let wanted = sessions.flat_map(|session| session.wanted.values());
+        let waiting = wanted.filter(|wanted| wanted.fate == Fate::Waiting);
+        waiting.map(Wanted::wait_end).min().filter(|_| connected)
     }
 
     pub(super) fn faults(&self) -> Vec<String> {
-        self.faults
-            .iter()
-            .map(|fault| format!("{}: {fault}", self.cluster))
-            .collect()
+        let faults = self.faults.iter().chain(self.sessions.values().flat_map(|session| &session.faults));
+        faults.map(|fault| format!("{}: {fault}", self.cluster)).collect()
     }
 
-    /// Until when the plugin may believe in holds of this session.
+    /// Until when the plugin may believe in holds of its latest session.
     pub(super) fn promise(&self) -> Option<Duration> {
-        self.promise
+        self.sessions.values().next_back().and_then(|session| session.promise)
     }
 
     pub(super) fn waiting(&self) -> Vec<u64> {
-        self.wanted
-            .iter()
-            .filter(|(_, wanted)| wanted.fate == Fate::Waiting)
-            .map(|(id, _)| *id)
-            .collect()
+        self.ids(|fate| *fate == Fate::Waiting)
     }
 
     pub(super) fn holding(&self) -> Vec<u64> {
-        self.wanted
-            .iter()
-            .filter(|(_, wanted)| matches!(wanted.fate, Fate::Granted(_)))
-            .map(|(id, _)| *id)
-            .collect()
+        self.ids(|fate| matches!(fate, Fate::Granted(_)))
     }
 
     pub(super) fn grant(&mut self, now: Duration, id: u64) {
-        let Some(wanted) = self.wanted.get_mut(&id) else {
-            return;
-        };
-        let grants = match &wanted.fate {
-            Fate::Over => return,
-            Fate::Granted(grants) => grants.clone(),
-            Fate::Waiting => {
-                let mut token = || {
-                    self.tokens += 1;
-                    KeyGrant {
-                        token: self.tokens,
-                        barrier: self.tokens,
-                    }
-                };
-                wanted.acquire.keys.iter().map(|_| token()).collect()
-            }
-        };
-        wanted.fate = Fate::Granted(grants.clone());
-        let grant = Grant {
-            id,
-            keys: grants,
-            holder_secret: Vec::new(),
-            waited_ms: now.saturating_sub(wanted.since).as_millis() as u32,
-            heartbeat_seq: self.heartbeat_seq,
-            valid_ms: self.valid.as_millis() as u32,
-        };
-        self.renew(self.heartbeat_seq);
-        self.outbox.push_back(grant.into());
+        let (valid, mut tokens) = (self.valid, self.tokens);
+        self.with_session_of(id, |session| session.grant(now, id, valid, &mut tokens));
+        self.tokens = tokens;
     }
 
     pub(super) fn reject(&mut self, id: u64, reason: RejectReason) {
-        self.finish(id);
-        let reject = Reject {
-            id,
-            reason: reason.into(),
-            retry_after_ms: 0,
-            queue_length: 3,
-        };
-        self.outbox.push_back(reject.into());
+        self.with_session_of(id, |session| session.reject(id, reason));
     }
 
     pub(super) fn lose(&mut self, id: u64, reason: LostReason) {
-        self.outbox.push_back(
-            Lost {
-                id,
-                reason: reason.into(),
-            }
-            .into(),
-        );
+        self.with_session_of(id, |session| session.outbox.push_back(Lost { id, reason: reason.into() }.into()));
     }
 
     pub(super) fn go_away(&mut self) {
-        self.outbox.push_back(
-            GoAway {
-                reason: "draining".to_owned(),
-            }
-            .into(),
-        );
-    }
-
-    /// Ends the stream; what is on it in either direction is lost.
-    pub(super) fn break_stream(&mut self, vm: &mut Vm, status: u32) -> Result<(), VmError> {
-        self.outbox.clear();
-        match self.connection.take() {
-            Some(connection) => vm.grpc_close(connection.token, status, "the stream broke"),
-            None => Ok(()),
+        for session in self.sessions.values_mut().filter(|session| session.stream.is_some()) {
+            session.outbox.push_back(GoAway { reason: "draining".to_owned() }.into());
         }
     }
 
-    /// Forgets everything, as a host that was started anew has.
-    pub(super) fn restart(&mut self) {
-        self.wanted.clear();
-        self.queues.clear();
-        self.outbox.clear();
-        self.session += 1_000;
-        self.refuse_resume = true;
+    /// Ends all streams; what is on them in either direction is lost.
+    pub(super) fn break_streams(&mut self, vm: &mut Vm, status: u32) -> Result<(), VmError> {
+        for token in std::mem::take(&mut self.streams).into_keys() {
+            self.suspend(token);
+            vm.grpc_close(token, status, "the stream broke")?;
+        }
+        Ok(())
+    }
+
+    /// Becomes another run, which knows nothing.
+    pub(super) fn restart(&mut self, vm: &mut Vm) -> Result<(), VmError> {
+        self.break_streams(vm, 13)?;
+        self.incarnation += 1;
+        self.link = Link::Up;
+        for session in self.sessions.values_mut() {
+            session.wanted.clear();
+        }
+        Ok(())
     }
 
     /// A stream that the plugin opened and we have not seen yet.
     fn accept(&mut self, vm: &mut Vm) -> Result<bool, VmError> {
-        let known = self.connection.as_ref().map(|connection| connection.token);
         let state = vm.state_mut();
-        let new = state
-            .streams
-            .iter_mut()
-            .find(|(_, stream)| stream.cluster == self.cluster && !stream.answered);
-        let Some((token, stream)) = new else {
-            return Ok(false);
-        };
+        let new = state.streams.iter_mut().find(|(_, stream)| stream.cluster == self.cluster && !stream.answered);
+        let Some((token, stream)) = new else { return Ok(false) };
         stream.answered = true;
         let (token, method) = (*token, stream.method.clone());
         if self.link == Link::Down {
             vm.grpc_close(token, 14, "upstream connect error")?;
             return Ok(true);
         }
-        let expected = format!(
-            "/{}/{}",
-            turnstile_protocol::SERVICE,
-            turnstile_protocol::METHOD
-        );
+        let expected = format!("/{}/{}", turnstile_protocol::SERVICE, turnstile_protocol::METHOD);
         if method != expected {
-            self.fault(format!("a stream for {method} instead of {expected}"));
+            self.faults.push(format!("a stream for {method} instead of {expected}"));
         }
-        if let Some(known) = known {
-            // One stream per worker: the older one is of a generation that is over.
-            vm.state_mut().streams.remove(&known);
-        }
-        self.streams += 1;
-        self.connection = Some(Connection {
-            token,
-            number: self.streams,
-            greeted: false,
-        });
-        self.outbox.clear();
-        let headers: Headers = [(":status", "200"), ("content-type", "application/grpc")]
-            .into_iter()
-            .collect();
+        self.streams.insert(token, None);
+        let headers: Headers = [(":status", "200"), ("content-type", "application/grpc")].into_iter().collect();
         vm.grpc_headers(token, headers)?;
         Ok(true)
     }
 
-    /// The plugin ended the stream, or the host is not there any more.
+    /// The plugin ended a stream, or the host is not there any more.
     fn hang_up(&mut self, vm: &mut Vm) -> Result<bool, VmError> {
-        let Some(token) = self.connection.as_ref().map(|connection| connection.token) else {
-            return Ok(false);
-        };
-        let Some((local, pending)) = vm
-            .state()
-            .streams
-            .get(&token)
-            .map(|stream| (stream.local, !stream.outbox.is_empty()))
-        else {
-            self.connection = None;
+        if self.link == Link::Down && !self.streams.is_empty() {
+            self.break_streams(vm, 13)?;
             return Ok(true);
-        };
-        match (self.link, local) {
-            (Link::Down, _) => self.break_stream(vm, 13)?,
-            (_, LocalEnd::Cancelled) => {
-                vm.state_mut().streams.remove(&token);
-                self.connection = None;
-            }
-            (_, LocalEnd::Closed) if !pending => {
-                self.connection = None;
-                vm.grpc_close(token, 0, "")?;
-            }
-            _ => return Ok(false),
         }
-        Ok(true)
+        for token in self.streams.keys().copied().collect::<Vec<_>>() {
+            let end = vm.state().streams.get(&token).map(|stream| (stream.local, stream.outbox.is_empty()));
+            match end {
+                Some((LocalEnd::Closed, true)) => vm.grpc_close(token, 0, "")?,
+                Some((LocalEnd::Cancelled, _)) => drop(vm.state_mut().streams.remove(&token)),
+                None => {}
+                Some(_) => continue,
+            }
+            self.streams.remove(&token);
+            self.suspend(token);
+            return Ok(true);
+        }
+        Ok(false)
     }
 
-    fn send(&mut self, vm: &mut Vm, token: u32) -> Result<bool, VmError> {
-        if self.outbox.is_empty() {
-            return Ok(false);
+    fn suspend(&mut self, token: u32) {
+        for session in self.sessions.values_mut().filter(|session| session.stream == Some(token)) {
+            session.stream = None;
+            session.outbox.clear();
         }
-        let message = ServerMessage {
-            items: self.outbox.drain(..).collect(),
-        };
-        vm.grpc_message(token, message.encode_to_vec())?;
-        Ok(true)
     }
 
-    fn take(&mut self, now: Duration, item: Option<Item>) {
-        let Some(item) = item else {
-            return self.fault("an item of an unknown kind".to_owned());
-        };
-        let Some(connection) = &mut self.connection else {
-            return;
-        };
-        let (stream, first) = (
-            connection.number,
-            !std::mem::replace(&mut connection.greeted, true),
-        );
-        if first != matches!(item, Item::Hello(_)) {
-            self.fault(format!("item out of place: {item:?}"));
+    fn read(&mut self, vm: &mut Vm) -> bool {
+        let now = vm.state().now;
+        for token in self.streams.keys().copied().collect::<Vec<_>>() {
+            let stream = vm.state_mut().streams.get_mut(&token);
+            let Some(message) = stream.and_then(|stream| stream.outbox.pop_front()) else { continue };
+            if message.len() > turnstile_protocol::MESSAGE_MAX_BYTES {
+                self.faults.push(format!("a message of {} bytes", message.len()));
+            }
+            match ClientMessage::decode(message.as_slice()) {
+                Ok(message) => message.items.into_iter().for_each(|item| self.take(now, token, item.item)),
+                Err(error) => self.faults.push(format!("no ClientMessage: {error}")),
+            }
+            return true;
         }
-        self.received.push(Received {
-            at: now,
-            stream,
-            item: item.clone(),
-        });
+        false
+    }
+
+    fn write(&mut self, vm: &mut Vm) -> Result<bool, VmError> {
+        for session in self.sessions.values_mut() {
+            let Some(token) = session.stream.filter(|_| !session.outbox.is_empty()) else { continue };
+            let message = ServerMessage { items: session.outbox.drain(..).collect() };
+            vm.grpc_message(token, message.encode_to_vec())?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    fn take(&mut self, now: Duration, stream: u32, item: Option<Item>) {
+        let Some(item) = item else { return self.faults.push("an item of an unknown kind".to_owned()) };
+        self.received.push(Received { at: now, stream, item: item.clone() });
+        let greeted = self.streams.get(&stream).copied().flatten();
+        let (item, number) = match (item, greeted) {
+            (Item::Hello(hello), None) => return self.hello(now, stream, hello),
+            (item, Some(number)) => (item, number),
+            (item, None) => return self.faults.push(format!("before a Hello: {item:?}")),
+        };
+        let (valid, place) = (self.valid, self.next_place());
+        // A stream that another one of its session has overtaken is not heard any more.
+        let session = self.sessions.get_mut(&number).filter(|session| session.stream == Some(stream));
+        let Some(session) = session else { return };
         match item {
-            Item::Hello(hello) => self.hello(now, hello),
-            Item::Acquire(acquire) => self.acquire(now, acquire),
-            Item::Cancel(cancel) => self.cancel(now, cancel.id),
-            Item::Release(release) => self.release(now, &release, false),
-            Item::Heartbeat(heartbeat) => {
-                self.note_heartbeat(now, heartbeat.seq);
-                self.renew(heartbeat.seq);
-                let valid_ms = self.valid.as_millis() as u32;
-                self.outbox.push_back(
-                    HeartbeatAck {
-                        seq: heartbeat.seq,
-                        valid_ms,
-                    }
-                    .into(),
-                );
+            Item::Hello(_) => session.fault("a second Hello".to_owned()),
+            Item::Acquire(acquire) => {
+                let (id, patient) = (acquire.id, acquire.wait_ms > 0);
+                session.acquire(now, place, acquire);
+                self.admit(now, number, id, patient);
             }
+            Item::Cancel(cancel) => session.cancel(cancel.id),
+            Item::Release(release) => session.release(&release, false),
+            Item::Heartbeat(heartbeat) => session.heartbeat(now, heartbeat.seq, valid),
         }
     }
 
-    fn note_heartbeat(&mut self, now: Duration, seq: u64) {
-        if seq <= self.heartbeat_seq {
-            self.fault(format!("heartbeat {seq} after {}", self.heartbeat_seq));
-        }
-        self.heartbeat_seq = seq;
-        self.sent_at.insert(seq, now);
-    }
-
-    fn renew(&mut self, seq: u64) {
-        let until = self.sent_at.get(&seq).map(|sent| *sent + self.valid);
-        self.promise = self.promise.max(until);
-    }
-
-    fn hello(&mut self, now: Duration, hello: Hello) {
+    fn hello(&mut self, now: Duration, stream: u32, hello: Hello) {
         if hello.protocol_version != turnstile_protocol::VERSION {
-            self.fault(format!("protocol version {}", hello.protocol_version));
+            self.faults.push(format!("protocol version {}", hello.protocol_version));
         }
-        if hello.worker.is_empty() {
-            self.fault("a Hello without a worker".to_owned());
+        if hello.worker.is_empty() || hello.node.is_empty() {
+            self.faults.push("a Hello without a node or a worker".to_owned());
         }
-        let resumed = match &hello.resume {
-            None => false,
-            Some(resume) => {
-                let known =
-                    resume.session_id == self.session && resume.incarnation == self.incarnation();
-                known && !self.refuse_resume
-            }
+        let refuse = hello.resume.is_some() && std::mem::take(&mut self.refuse_resume);
+        let resume = hello.resume.as_ref().filter(|resume| {
+            !refuse && resume.incarnation == self.incarnation() && self.sessions.contains_key(&resume.session_id)
+        });
+        let number = match resume {
+            Some(resume) => resume.session_id,
+            None => self.new_session(),
         };
-        if resumed {
-            if hello.generation <= self.generation {
-                self.fault(format!(
-                    "generation {} after {}",
-                    hello.generation, self.generation
-                ));
-            }
-        } else {
-            self.session += 1;
-            self.wanted.clear();
-            self.queues.clear();
-            self.sent_at.clear();
-            (self.heartbeat_seq, self.last_id, self.promise) = (0, 0, None);
-            self.refuse_resume = false;
+        let welcome: ServerItem = self.welcome(number, resume.is_some()).into();
+        let resume = resume.cloned();
+        self.streams.insert(stream, Some(number));
+        if let Some(session) = self.sessions.get_mut(&number) {
+            session.greet(now, stream, &hello);
+            session.outbox.push_back(welcome);
         }
-        self.generation = hello.generation;
-        self.note_heartbeat(now, hello.heartbeat_seq);
-        self.outbox.push_back(self.welcome(resumed).into());
-        if let Some(resume) = hello.resume.filter(|_| resumed) {
-            self.resume(now, resume);
+        if let Some(resume) = resume {
+            self.resume(now, number, resume);
         }
+    }
+
+    fn new_session(&mut self) -> u64 {
+        let number = self.sessions.keys().next_back().map_or(1, |last| last + 1);
+        self.sessions.insert(number, Session::new());
+        number
     }
 
     fn incarnation(&self) -> String {
-        format!("{}-incarnation", self.cluster)
+        format!("{}-{}", self.cluster, self.incarnation)
     }
 
-    fn welcome(&self, resumed: bool) -> Welcome {
+    fn welcome(&self, session_id: u64, resumed: bool) -> Welcome {
         Welcome {
             protocol_version: turnstile_protocol::VERSION,
             incarnation: self.incarnation(),
-            session_id: self.session,
+            session_id,
             resumed,
             ttl_ms: self.ttl.as_millis() as u32,
             heartbeat_ms: self.heartbeat.as_millis() as u32,
@@ -464,169 +320,107 @@ impl Peer {
         }
     }
 
-    fn resume(&mut self, now: Duration, resume: Resume) {
+    fn resume(&mut self, now: Duration, number: u64, resume: Resume) {
+        let Some(session) = self.sessions.get_mut(&number) else { return };
         for release in &resume.releases {
-            self.release(now, release, true);
+            session.release(release, true);
         }
-        let listed: Vec<u64> = resume
-            .holds
-            .iter()
-            .copied()
-            .chain(resume.waiters.iter().map(|acquire| acquire.id))
-            .collect();
-        for id in resume.holds {
-            if !self
-                .wanted
-                .get(&id)
-                .is_some_and(|wanted| matches!(wanted.fate, Fate::Granted(_)))
-            {
-                self.lose(id, LostReason::Unknown);
-            }
-        }
-        for acquire in resume.waiters {
-            match self
-                .wanted
-                .get(&acquire.id)
-                .map(|wanted| wanted.fate.clone())
-            {
-                None => self.admit(now, acquire),
-                Some(Fate::Granted(_)) => self.grant(now, acquire.id),
-                Some(Fate::Waiting) => {}
-                Some(Fate::Over) => {
-                    self.fault(format!("request {} waits, and is over", acquire.id))
-                }
+        let waiters = resume.waiters.iter().map(|acquire| acquire.id);
+        let listed: HashSet<u64> = resume.holds.iter().copied().chain(waiters).collect();
+        for &id in &resume.holds {
+            if !session.wanted.get(&id).is_some_and(|wanted| matches!(wanted.fate, Fate::Granted(_))) {
+                session.outbox.push_back(Lost { id, reason: LostReason::Unknown.into() }.into());
             }
         }
         // What the plugin does not list was never acted on.
-        let unlisted: Vec<u64> = self
-            .wanted
-            .iter()
-            .filter(|(id, w)| w.fate != Fate::Over && !listed.contains(id))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in unlisted {
-            self.finish(id);
-            self.hand_on(now);
+        session.wanted.iter_mut().filter(|(id, _)| !listed.contains(id)).for_each(|(_, w)| w.fate = Fate::Over);
+        for acquire in resume.waiters {
+            self.resume_waiter(now, number, acquire);
         }
     }
 
-    fn acquire(&mut self, now: Duration, acquire: Acquire) {
-        if acquire.id <= self.last_id {
-            self.fault(format!("request {} after {}", acquire.id, self.last_id));
-        }
-        if acquire.keys.is_empty() {
-            self.fault(format!("request {} wants no key", acquire.id));
-        }
-        self.admit(now, acquire);
-    }
-
-    fn admit(&mut self, now: Duration, acquire: Acquire) {
-        let id = acquire.id;
-        self.last_id = self.last_id.max(id);
-        let keys: Vec<String> = acquire.keys.iter().map(|key| key.key.clone()).collect();
-        let patient = acquire.wait_ms > 0;
-        self.wanted.insert(
-            id,
-            Wanted {
-                acquire,
-                since: now,
-                fate: Fate::Waiting,
-            },
-        );
-        match self.policy {
-            Policy::Grant => self.grant(now, id),
-            Policy::Script => {}
-            Policy::Lock => {
-                let free = keys
-                    .iter()
-                    .all(|key| self.queues.get(key).is_none_or(VecDeque::is_empty));
-                if !free && !patient {
-                    return self.reject(id, RejectReason::Conflict);
-                }
-                for key in keys {
-                    self.queues.entry(key).or_default().push_back(id);
-                }
-                self.hand_on(now);
+    fn resume_waiter(&mut self, now: Duration, number: u64, acquire: Acquire) {
+        let (id, patient) = (acquire.id, acquire.wait_ms > 0);
+        let (valid, place) = (self.valid, self.next_place());
+        let Some(session) = self.sessions.get_mut(&number) else { return };
+        match session.wanted.get(&id).map(|wanted| wanted.fate.clone()) {
+            Some(Fate::Waiting) => {}
+            Some(Fate::Granted(_)) => session.grant(now, id, valid, &mut self.tokens),
+            Some(Fate::Over) => session.fault(format!("request {id} waits, and is over")),
+            None => {
+                session.acquire(now, place, acquire);
+                self.admit(now, number, id, patient);
             }
         }
     }
 
-    /// Grants whoever has come to the head of all its queues.
-    fn hand_on(&mut self, now: Duration) {
-        let at_head = |id: &u64, wanted: &Wanted| {
-            let first = |key: &str| self.queues.get(key).and_then(VecDeque::front) == Some(id);
-            wanted.fate == Fate::Waiting && wanted.acquire.keys.iter().all(|key| first(&key.key))
-        };
+    fn admit(&mut self, now: Duration, number: u64, id: u64, patient: bool) {
+        match self.policy {
+            Policy::Script => {}
+            Policy::Grant => {
+                let (valid, Some(session)) = (self.valid, self.sessions.get_mut(&number)) else { return };
+                session.grant(now, id, valid, &mut self.tokens);
+            }
+            Policy::Lock => {
+                self.decide(now);
+                let waits = |session: &&mut Session| session.wanted.get(&id).is_some_and(|w| w.fate == Fate::Waiting);
+                if let Some(session) = self.sessions.get_mut(&number).filter(waits)
+                    && !patient
+                {
+                    session.reject(id, RejectReason::Conflict);
+                }
+            }
+        }
+    }
+
+    /// Ends waits that are over, and grants whoever stands at the head of all its queues.
+    fn decide(&mut self, now: Duration) {
         if self.policy != Policy::Lock {
             return;
         }
-        let next: Vec<u64> = self
-            .wanted
-            .iter()
-            .filter(|(id, wanted)| at_head(id, wanted))
-            .map(|(id, _)| *id)
-            .collect();
-        next.into_iter().for_each(|id| self.grant(now, id));
-    }
-
-    fn time_out(&mut self, now: Duration) {
-        if self.policy == Policy::Lock {
-            let over = |wanted: &&Wanted| wanted.fate == Fate::Waiting && wait_end(wanted) <= now;
-            let late: Vec<u64> = self
-                .wanted
-                .values()
-                .filter(over)
-                .map(|wanted| wanted.acquire.id)
-                .collect();
-            late.into_iter()
-                .for_each(|id| self.reject(id, RejectReason::WaitTimeout));
-            self.hand_on(now);
+        let mut all: Vec<(u64, u64, u64)> = Vec::new();
+        for (number, session) in &self.sessions {
+            let live = session.wanted.iter().filter(|(_, wanted)| wanted.fate != Fate::Over);
+            all.extend(live.map(|(id, wanted)| (wanted.place, *number, *id)));
         }
-    }
-
-    fn cancel(&mut self, now: Duration, id: u64) {
-        match self.wanted.get(&id).map(|wanted| &wanted.fate) {
-            Some(Fate::Waiting | Fate::Granted(_)) => self.finish(id),
-            // It crossed our rejection, or the plugin cancels twice.
-            Some(Fate::Over) => {}
-            None => self.fault(format!("a cancel of the unknown request {id}")),
-        }
-        self.hand_on(now);
-    }
-
-    fn release(&mut self, now: Duration, release: &Release, again: bool) {
-        if release.ending() == Ending::Unspecified {
-            self.fault(format!(
-                "request {} was released without an ending",
-                release.id
-            ));
-        }
-        match self.wanted.get(&release.id).map(|wanted| &wanted.fate) {
-            Some(Fate::Granted(_)) => self.finish(release.id),
-            _ if again => self.finish(release.id),
-            other => {
-                let fault = format!("a release of request {}, which is {other:?}", release.id);
-                self.fault(fault);
+        all.sort_unstable();
+        let mut taken: HashSet<String> = HashSet::new();
+        for (_, number, id) in all {
+            let Some(session) = self.sessions.get_mut(&number) else { continue };
+            let Some(wanted) = session.wanted.get(&id) else { continue };
+            let keys: Vec<String> = wanted.keys().map(str::to_owned).collect();
+            // A suspended session keeps its places, and gets no answers.
+            let waits = wanted.fate == Fate::Waiting && session.stream.is_some();
+            let late = wanted.wait_end() <= now;
+            if waits && keys.iter().all(|key| !taken.contains(key)) {
+                session.grant(now, id, self.valid, &mut self.tokens);
+            } else if waits && late && wanted.acquire.wait_ms > 0 {
+                session.reject(id, RejectReason::WaitTimeout);
+                continue;
             }
+            taken.extend(keys);
         }
-        self.hand_on(now);
     }
 
-    fn finish(&mut self, id: u64) {
-        if let Some(wanted) = self.wanted.get_mut(&id) {
-            wanted.fate = Fate::Over;
+    fn next_place(&mut self) -> u64 {
+        self.places += 1;
+        self.places
+    }
+
+    fn live(&self) -> impl Iterator<Item = &Wanted> {
+        self.sessions.values().flat_map(|session| session.wanted.values()).filter(|wanted| wanted.fate != Fate::Over)
+    }
+
+    fn ids(&self, pick: impl Fn(&Fate) -> bool) -> Vec<u64> {
+        self.live().filter(|wanted| pick(&wanted.fate)).map(|wanted| wanted.acquire.id).collect()
+    }
+
+    /// Acts in the latest session that knows the request as one that is not over.
+    fn with_session_of(&mut self, id: u64, act: impl FnOnce(&mut Session)) {
+        let knows = |session: &&mut Session| session.wanted.get(&id).is_some_and(|wanted| wanted.fate != Fate::Over);
+        match self.sessions.values_mut().rev().find(knows) {
+            Some(session) => act(session),
+            None => panic!("the test acts on request {id}, which is none or over"),
         }
-        self.queues.retain(|_, queue| {
-            queue.retain(|waiting| *waiting != id);
-            !queue.is_empty()
-        });
     }
-
-    fn fault(&mut self, what: String) {
-        self.faults.push(what);
-    }
-}
-
-fn wait_end(wanted: &Wanted) -> Duration {
-    wanted.since + Duration::from_millis(wanted.acquire.wait_ms.into())
 }
