@@ -11,12 +11,7 @@ use std::path::{Path, PathBuf};
 /// If there is no such file.
 pub fn plugin_wasm() -> PathBuf {
     let place = || target().join("turnstile/plugin.wasm");
-    found(
-        "the plugin's wasm file",
-        "TURNSTILE_PLUGIN_WASM",
-        place,
-        "`cargo xtask test` builds it",
-    )
+    found("the plugin's wasm file", "TURNSTILE_PLUGIN_WASM", place, "`cargo xtask test` builds it")
 }
 
 /// The Envoy binary itself, no wrapper: `$TURNSTILE_ENVOY`, or `target/turnstile/envoy`.
@@ -25,12 +20,7 @@ pub fn plugin_wasm() -> PathBuf {
 /// If there is no such file.
 pub fn envoy() -> PathBuf {
     let place = || target().join("turnstile/envoy");
-    found(
-        "Envoy",
-        "TURNSTILE_ENVOY",
-        place,
-        "`cargo xtask test` fetches it",
-    )
+    found("Envoy", "TURNSTILE_ENVOY", place, "`cargo xtask test` fetches it")
 }
 
 /// The host's binary: `$TURNSTILE_BIN`, or `turnstile` in the profile directory that the running test was built into.
@@ -49,27 +39,16 @@ pub fn turnstile_bin() -> PathBuf {
 }
 
 fn found(what: &str, variable: &str, default: impl FnOnce() -> PathBuf, remedy: &str) -> PathBuf {
-    let path = env::var_os(variable)
-        .filter(|value| !value.is_empty())
-        .map_or_else(default, PathBuf::from);
-    assert!(
-        path.is_file(),
-        "{what} is not at {}: {remedy} (or {variable} names another place)",
-        path.display()
-    );
+    let path = env::var_os(variable).filter(|value| !value.is_empty()).map_or_else(default, PathBuf::from);
+    assert!(path.is_file(), "{what} is not at {}: {remedy} (or {variable} names another place)", path.display());
     path
 }
 
 /// The workspace's target directory.
 fn target() -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the crate lies in a workspace");
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in a workspace");
     // A relative CARGO_TARGET_DIR is meant from where cargo was called; cargo runs tests in the crate's directory.
-    match env::var_os("CARGO_TARGET_DIR")
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
-    {
+    match env::var_os("CARGO_TARGET_DIR").filter(|value| !value.is_empty()).map(PathBuf::from) {
         Some(dir) if dir.is_absolute() => dir,
         Some(dir) => workspace.join(dir),
         None => workspace.join("target"),
@@ -81,9 +60,7 @@ fn profile_dir() -> PathBuf {
     let program = env::current_exe().expect("the running program has a path");
     let dir = program.parent().expect("a program lies in a directory");
     match dir.file_name() {
-        Some(name) if name == "deps" || name == "examples" => {
-            dir.parent().unwrap_or(dir).to_path_buf()
-        }
+        Some(name) if name == "deps" || name == "examples" => dir.parent().unwrap_or(dir).to_path_buf(),
         _ => dir.to_path_buf(),
     }
 }

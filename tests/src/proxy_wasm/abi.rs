@@ -113,24 +113,18 @@ impl Headers {
 
     /// The first value of `name` as text; bytes that are no UTF-8 are replaced.
     pub fn text(&self, name: &str) -> Option<String> {
-        self.get(name)
-            .map(|value| String::from_utf8_lossy(value).into_owned())
+        self.get(name).map(|value| String::from_utf8_lossy(value).into_owned())
     }
 
     /// All values of `name`, in order.
     pub fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         let name = name.to_ascii_lowercase();
-        self.0
-            .iter()
-            .filter(move |(n, _)| *n == name)
-            .map(|(_, v)| v.as_slice())
+        self.0.iter().filter(move |(n, _)| *n == name).map(|(_, v)| v.as_slice())
     }
 
     /// Every header, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.0
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_slice()))
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
     }
 
     /// How many headers there are.
@@ -145,8 +139,7 @@ impl Headers {
 
     /// Adds a value beside those that are there.
     pub fn add(&mut self, name: impl AsRef<str>, value: impl Into<Vec<u8>>) {
-        self.0
-            .push((name.as_ref().to_ascii_lowercase(), value.into()));
+        self.0.push((name.as_ref().to_ascii_lowercase(), value.into()));
     }
 
     /// Puts one value in place of those that are there.
@@ -227,9 +220,7 @@ impl<N: AsRef<str>, V: Into<Vec<u8>>> FromIterator<(N, V)> for Headers {
 }
 
 fn length(size: usize) -> [u8; 4] {
-    u32::try_from(size)
-        .expect("no header map is this large")
-        .to_le_bytes()
+    u32::try_from(size).expect("no header map is this large").to_le_bytes()
 }
 
 #[cfg(test)]
@@ -238,9 +229,7 @@ mod tests {
 
     #[test]
     fn a_map_survives_the_boundary_and_broken_bytes_do_not() {
-        let mut map: Headers = [("A", &b"1"[..]), ("b", b"\xff\0"), ("a", b"")]
-            .into_iter()
-            .collect();
+        let mut map: Headers = [("A", &b"1"[..]), ("b", b"\xff\0"), ("a", b"")].into_iter().collect();
         let wire = map.to_wire();
         assert_eq!(Headers::from_wire(&wire), Some(map.clone()));
         for cut in 1..wire.len() - 1 {

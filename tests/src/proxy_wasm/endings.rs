@@ -43,24 +43,17 @@ pub fn answered_with_trailers() -> Ending {
 
 /// A response begins and does not end: its headers, and one piece of body.
 pub fn begun(status: u16) -> Ending {
-    Ending {
-        over: false,
-        ..answered(Response::new(status, "the first piece").end(End::Never))
-    }
+    Ending { over: false, ..answered(Response::new(status, "the first piece").end(End::Never)) }
 }
 
 /// Every retry failed too, and Envoy passes on the last answer of the upstream.
 pub fn retries_exhausted() -> Ending {
-    Ending {
-        flags: UPSTREAM_RETRY_LIMIT_EXCEEDED,
-        ..retried(Response::new(503, "busy"), 3)
-    }
+    Ending { flags: UPSTREAM_RETRY_LIMIT_EXCEEDED, ..retried(Response::new(503, "busy"), 3) }
 }
 
 /// No connection to the upstream.
 pub fn connect_failure() -> Ending {
-    let details =
-        "upstream_reset_before_response_started{connection_failure|delayed_connect_error:_111}";
+    let details = "upstream_reset_before_response_started{connection_failure|delayed_connect_error:_111}";
     by_envoy(503, details, UPSTREAM_CONNECTION_FAILURE, 1)
 }
 
@@ -72,22 +65,12 @@ pub fn reset_before_headers() -> Ending {
 
 /// The upstream resets the HTTP/2 stream before it answers.
 pub fn remote_reset_before_headers() -> Ending {
-    by_envoy(
-        503,
-        "upstream_reset_before_response_started{remote_reset}",
-        UPSTREAM_REMOTE_RESET,
-        1,
-    )
+    by_envoy(503, "upstream_reset_before_response_started{remote_reset}", UPSTREAM_REMOTE_RESET, 1)
 }
 
 /// The upstream's answer is no HTTP.
 pub fn garbage() -> Ending {
-    by_envoy(
-        502,
-        "upstream_reset_before_response_started{protocol_error}",
-        UPSTREAM_PROTOCOL_ERROR,
-        1,
-    )
+    by_envoy(502, "upstream_reset_before_response_started{protocol_error}", UPSTREAM_PROTOCOL_ERROR, 1)
 }
 
 /// The route names a cluster that does not exist.
@@ -127,11 +110,7 @@ pub fn max_stream_duration() -> Ending {
 
 /// The upstream breaks off a response that has begun.
 pub fn reset_mid_response() -> Ending {
-    cut(
-        "upstream_reset_after_response_started{connection_termination}",
-        UPSTREAM_CONNECTION_TERMINATION,
-        1,
-    )
+    cut("upstream_reset_after_response_started{connection_termination}", UPSTREAM_CONNECTION_TERMINATION, 1)
 }
 
 /// The route's timeout passes while a response is on its way.
@@ -141,20 +120,12 @@ pub fn timeout_mid_response() -> Ending {
 
 /// The client is gone (also: an HTTP/1 half-close). `attempts` is 0 if no upstream was tried yet.
 pub fn client_gone(attempts: u64) -> Ending {
-    cut(
-        "downstream_remote_disconnect",
-        DOWNSTREAM_CONNECTION_TERMINATION,
-        attempts,
-    )
+    cut("downstream_remote_disconnect", DOWNSTREAM_CONNECTION_TERMINATION, attempts)
 }
 
 /// Envoy's drain ends and cuts what is left.
 pub fn drained() -> Ending {
-    cut(
-        "downstream_local_disconnect{}",
-        DOWNSTREAM_CONNECTION_TERMINATION,
-        1,
-    )
+    cut("downstream_local_disconnect{}", DOWNSTREAM_CONNECTION_TERMINATION, 1)
 }
 
 /// Envoy follows a redirect of the upstream by itself: this context ends, another one begins.
@@ -164,30 +135,13 @@ pub fn internal_redirect() -> Ending {
 
 fn by_envoy(status: u16, details: &'static str, flags: u64, attempts: u64) -> Ending {
     let response = Some(Response::new(status, "made by Envoy"));
-    Ending {
-        response,
-        made_by: Maker::Envoy,
-        details,
-        flags,
-        attempts: Some(attempts),
-        over: true,
-    }
+    Ending { response, made_by: Maker::Envoy, details, flags, attempts: Some(attempts), over: true }
 }
 
 fn no_body(status: u16, details: &'static str, flags: u64) -> Ending {
-    Ending {
-        response: Some(Response::headers_only(status)),
-        ..by_envoy(status, details, flags, 0)
-    }
+    Ending { response: Some(Response::headers_only(status)), ..by_envoy(status, details, flags, 0) }
 }
 
 fn cut(details: &'static str, flags: u64, attempts: u64) -> Ending {
-    Ending {
-        response: None,
-        made_by: Maker::Envoy,
-        details,
-        flags,
-        attempts: Some(attempts),
-        over: true,
-    }
+    Ending { response: None, made_by: Maker::Envoy, details, flags, attempts: Some(attempts), over: true }
 }

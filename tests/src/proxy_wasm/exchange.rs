@@ -74,9 +74,7 @@ impl Request {
 
 pub(super) fn is_grpc(headers: &Headers) -> bool {
     headers.get("content-type").is_some_and(|value| {
-        value
-            .strip_prefix(b"application/grpc")
-            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+')))
+        value.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+')))
     })
 }
 
@@ -108,25 +106,14 @@ pub enum End {
 impl Response {
     /// A response with one piece of body.
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        let headers = [
-            (":status", status.to_string()),
-            ("content-type", "text/plain".to_owned()),
-        ];
-        Self {
-            headers: headers.into_iter().collect(),
-            body: vec![body.into()],
-            end: End::Body,
-        }
+        let headers = [(":status", status.to_string()), ("content-type", "text/plain".to_owned())];
+        Self { headers: headers.into_iter().collect(), body: vec![body.into()], end: End::Body }
     }
 
     /// A response that its headers end.
     pub fn headers_only(status: u16) -> Self {
         let headers = [(":status", status.to_string())].into_iter().collect();
-        Self {
-            headers,
-            body: Vec::new(),
-            end: End::Headers,
-        }
+        Self { headers, body: Vec::new(), end: End::Headers }
     }
 
     /// Ends the response there instead.
@@ -201,10 +188,7 @@ pub struct Reply {
 impl Reply {
     /// The status code; 0 if it is none.
     pub fn status(&self) -> u16 {
-        self.headers
-            .text(":status")
-            .and_then(|status| status.parse().ok())
-            .unwrap_or(0)
+        self.headers.text(":status").and_then(|status| status.parse().ok()).unwrap_or(0)
     }
 }
 
@@ -264,10 +248,7 @@ impl Exchange {
 
     pub(super) fn outcome(&self) -> Outcome {
         if self.complete {
-            let reply = Reply {
-                headers: self.response.headers.clone(),
-                body: self.response.body.concat(),
-            };
+            let reply = Reply { headers: self.response.headers.clone(), body: self.response.body.concat() };
             return match self.made_by {
                 Maker::Upstream => Outcome::Answered(reply),
                 Maker::Envoy => Outcome::EnvoyReply(reply),
@@ -276,9 +257,7 @@ impl Exchange {
         }
         match (self.phase, &self.forwarded) {
             (Phase::Deciding | Phase::Paused, _) => Outcome::Paused,
-            (Phase::Forwarded | Phase::Responding, Some(headers)) => Outcome::Upstream {
-                headers: headers.clone(),
-            },
+            (Phase::Forwarded | Phase::Responding, Some(headers)) => Outcome::Upstream { headers: headers.clone() },
             _ => Outcome::Cut,
         }
     }

@@ -21,9 +21,7 @@ pub(super) fn wire(answer: Answer) -> u32 {
 pub(super) fn bytes(guest: &Guest<'_>, pointer: u32, size: u32) -> Answer<Vec<u8>> {
     let memory = guest.data().memory.ok_or(Status::InternalFailure)?;
     let start = pointer as usize;
-    let end = start
-        .checked_add(size as usize)
-        .ok_or(Status::InvalidMemoryAccess)?;
+    let end = start.checked_add(size as usize).ok_or(Status::InvalidMemoryAccess)?;
     let bytes = memory.data(guest.as_context()).get(start..end);
     bytes.map(<[u8]>::to_vec).ok_or(Status::InvalidMemoryAccess)
 }
@@ -49,9 +47,7 @@ pub(super) fn give(guest: &mut Guest<'_>, value: &[u8], pointer_at: u32, size_at
     if !value.is_empty() {
         let malloc = guest.data().malloc.clone().ok_or(Status::InternalFailure)?;
         let size = u32::try_from(value.len()).map_err(|_| Status::InternalFailure)?;
-        pointer = malloc
-            .call(guest.as_context_mut(), size)
-            .map_err(|_| Status::InternalFailure)?;
+        pointer = malloc.call(guest.as_context_mut(), size).map_err(|_| Status::InternalFailure)?;
         put(guest, pointer, value)?;
     }
     put(guest, pointer_at, &pointer.to_le_bytes())?;

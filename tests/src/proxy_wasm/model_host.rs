@@ -39,11 +39,7 @@ impl ModelHost {
 
     /// Grants all that wait, in one message.
     pub fn grant_all(&self) {
-        self.act(|peer, now| {
-            peer.waiting()
-                .into_iter()
-                .for_each(|id| peer.grant(now, id))
-        });
+        self.act(|peer, now| peer.waiting().into_iter().for_each(|id| peer.grant(now, id)));
     }
 
     /// Rejects one request.
@@ -108,58 +104,27 @@ impl ModelHost {
 
     /// All Hellos.
     pub fn hellos(&self) -> Vec<Hello> {
-        self.select(|item| {
-            if let Item::Hello(hello) = item {
-                Some(hello.clone())
-            } else {
-                None
-            }
-        })
+        self.select(|item| if let Item::Hello(hello) = item { Some(hello.clone()) } else { None })
     }
 
     /// All Acquires.
     pub fn acquires(&self) -> Vec<Acquire> {
-        self.select(|item| {
-            if let Item::Acquire(acquire) = item {
-                Some(acquire.clone())
-            } else {
-                None
-            }
-        })
+        self.select(|item| if let Item::Acquire(acquire) = item { Some(acquire.clone()) } else { None })
     }
 
     /// The ids of all Cancels.
     pub fn cancels(&self) -> Vec<u64> {
-        self.select(|item| {
-            if let Item::Cancel(cancel) = item {
-                Some(cancel.id)
-            } else {
-                None
-            }
-        })
+        self.select(|item| if let Item::Cancel(cancel) = item { Some(cancel.id) } else { None })
     }
 
     /// All Releases that came by themselves (not in a Resume).
     pub fn releases(&self) -> Vec<(u64, Ending)> {
-        self.select(|item| {
-            if let Item::Release(release) = item {
-                Some((release.id, release.ending()))
-            } else {
-                None
-            }
-        })
+        self.select(|item| if let Item::Release(release) = item { Some((release.id, release.ending())) } else { None })
     }
 
     /// How many heartbeats came.
     pub fn heartbeats(&self) -> usize {
-        self.select(|item| {
-            if let Item::Heartbeat(_) = item {
-                Some(())
-            } else {
-                None
-            }
-        })
-        .len()
+        self.select(|item| if let Item::Heartbeat(_) = item { Some(()) } else { None }).len()
     }
 
     /// Ids of the requests that wait, as the host sees it.
@@ -178,17 +143,11 @@ impl ModelHost {
     }
 
     fn select<T>(&self, pick: impl Fn(&Item) -> Option<T>) -> Vec<T> {
-        self.peer()
-            .received
-            .iter()
-            .filter_map(|received| pick(&received.item))
-            .collect()
+        self.peer().received.iter().filter_map(|received| pick(&received.item)).collect()
     }
 
     fn peer(&self) -> RefMut<'_, Peer> {
-        RefMut::map(self.world.borrow_mut(), |world| {
-            &mut world.peers[self.index]
-        })
+        RefMut::map(self.world.borrow_mut(), |world| &mut world.peers[self.index])
     }
 
     fn act(&self, what: impl FnOnce(&mut Peer, Duration)) {

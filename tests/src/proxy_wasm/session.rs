@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use turnstile_protocol::v1::{Acquire, Ending, Grant, HeartbeatAck, Hello, KeyGrant, Reject, RejectReason, Release, ServerItem};
+use turnstile_protocol::v1::{
+    Acquire, Ending, Grant, HeartbeatAck, Hello, KeyGrant, Reject, RejectReason, Release, ServerItem,
+};
 
 /// What became of a request.
 #[derive(Clone, Debug, PartialEq)]

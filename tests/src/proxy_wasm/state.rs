@@ -179,16 +179,11 @@ impl State {
 
     /// The context that hostcalls act upon: the effective one while it lives, else that of the callback.
     pub(super) fn context(&self) -> u32 {
-        if self.effective != 0 && self.is_live(self.effective) {
-            self.effective
-        } else {
-            self.current
-        }
+        if self.effective != 0 && self.is_live(self.effective) { self.effective } else { self.current }
     }
 
     pub(super) fn is_live(&self, context: u32) -> bool {
-        self.roots.contains_key(&context)
-            || self.exchanges.get(&context).is_some_and(Exchange::is_live)
+        self.roots.contains_key(&context) || self.exchanges.get(&context).is_some_and(Exchange::is_live)
     }
 
     pub(super) fn exchange(&self) -> Option<&Exchange> {
@@ -197,8 +192,7 @@ impl State {
 
     /// The root of the context that hostcalls act upon.
     pub(super) fn root_id(&self) -> u32 {
-        self.exchange()
-            .map_or(self.context(), |exchange| exchange.root)
+        self.exchange().map_or(self.context(), |exchange| exchange.root)
     }
 
     /// A map to read. Where Envoy's pointer is null there is none.
@@ -212,12 +206,8 @@ impl State {
         }
         let exchange = self.exchange()?;
         match map {
-            MapType::RequestHeaders if exchange.request_open || exchange.logging => {
-                Some(&exchange.request.headers)
-            }
-            MapType::ResponseHeaders if exchange.response_open || exchange.logging => {
-                Some(&exchange.response.headers)
-            }
+            MapType::RequestHeaders if exchange.request_open || exchange.logging => Some(&exchange.request.headers),
+            MapType::ResponseHeaders if exchange.response_open || exchange.logging => Some(&exchange.response.headers),
             _ => None,
         }
     }
@@ -228,9 +218,7 @@ impl State {
         let exchange = self.exchanges.get_mut(&context)?;
         match map {
             MapType::RequestHeaders if exchange.request_open => Some(&mut exchange.request.headers),
-            MapType::ResponseHeaders if exchange.response_open => {
-                Some(&mut exchange.response.headers)
-            }
+            MapType::ResponseHeaders if exchange.response_open => Some(&mut exchange.response.headers),
             _ => None,
         }
     }
@@ -238,12 +226,7 @@ impl State {
     /// What `get_property` answers: `None` if there is no such thing, `Some(None)` if it cannot be serialised.
     pub(super) fn property(&self, path: &str) -> Option<Option<Vec<u8>>> {
         let own = self.exchange().and_then(|exchange| {
-            exchange
-                .request
-                .properties
-                .get(path)
-                .cloned()
-                .or_else(|| derived_property(exchange, path).map(Some))
+            exchange.request.properties.get(path).cloned().or_else(|| derived_property(exchange, path).map(Some))
         });
         own.or_else(|| self.properties.get(path).cloned())
     }

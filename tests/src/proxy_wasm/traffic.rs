@@ -17,16 +17,12 @@ pub(super) fn link(linker: &mut Linker<State>) -> Result<()> {
 }
 
 fn link_maps(linker: &mut Linker<State>, env: &str) -> Result<()> {
-    linker.func_wrap(
-        env,
-        "proxy_get_header_map_pairs",
-        |mut g: Guest<'_>, map: u32, data: u32, size: u32| wire(get_pairs(&mut g, map, data, size)),
-    )?;
-    linker.func_wrap(
-        env,
-        "proxy_set_header_map_pairs",
-        |mut g: Guest<'_>, map: u32, data: u32, size: u32| wire(set_pairs(&mut g, map, data, size)),
-    )?;
+    linker.func_wrap(env, "proxy_get_header_map_pairs", |mut g: Guest<'_>, map: u32, data: u32, size: u32| {
+        wire(get_pairs(&mut g, map, data, size))
+    })?;
+    linker.func_wrap(env, "proxy_set_header_map_pairs", |mut g: Guest<'_>, map: u32, data: u32, size: u32| {
+        wire(set_pairs(&mut g, map, data, size))
+    })?;
     linker.func_wrap(
         env,
         "proxy_get_header_map_value",
@@ -34,17 +30,12 @@ fn link_maps(linker: &mut Linker<State>, env: &str) -> Result<()> {
             wire(get_value(&mut g, map, (name, size), (value, value_size)))
         },
     )?;
-    linker.func_wrap(
-        env,
-        "proxy_remove_header_map_value",
-        |mut g: Guest<'_>, map: u32, name: u32, size: u32| {
-            wire(change(&mut g, map, Change::Remove, (name, size), (0, 0)))
-        },
-    )?;
-    for (import, what) in [
-        ("proxy_replace_header_map_value", Change::Replace),
-        ("proxy_add_header_map_value", Change::Add),
-    ] {
+    linker.func_wrap(env, "proxy_remove_header_map_value", |mut g: Guest<'_>, map: u32, name: u32, size: u32| {
+        wire(change(&mut g, map, Change::Remove, (name, size), (0, 0)))
+    })?;
+    for (import, what) in
+        [("proxy_replace_header_map_value", Change::Replace), ("proxy_add_header_map_value", Change::Add)]
+    {
         linker.func_wrap(
             env,
             import,
@@ -60,25 +51,17 @@ fn link_maps(linker: &mut Linker<State>, env: &str) -> Result<()> {
             wire(get_buffer(&mut g, buffer, (start, length), (data, size)))
         },
     )?;
-    linker.func_wrap(
-        env,
-        "proxy_set_buffer_bytes",
-        |_: u32, _: u32, _: u32, _: u32, _: u32| Status::BadArgument as u32,
-    )?;
+    linker.func_wrap(env, "proxy_set_buffer_bytes", |_: u32, _: u32, _: u32, _: u32, _: u32| {
+        Status::BadArgument as u32
+    })?;
     Ok(())
 }
 
 fn link_course(linker: &mut Linker<State>, env: &str) -> Result<()> {
-    linker.func_wrap(
-        env,
-        "proxy_continue_stream",
-        |mut g: Guest<'_>, stream: u32| wire(continue_stream(&mut g, stream)),
-    )?;
-    linker.func_wrap(
-        env,
-        "proxy_close_stream",
-        |mut g: Guest<'_>, stream: u32| wire(close_stream(&mut g, stream)),
-    )?;
+    linker.func_wrap(env, "proxy_continue_stream", |mut g: Guest<'_>, stream: u32| {
+        wire(continue_stream(&mut g, stream))
+    })?;
+    linker.func_wrap(env, "proxy_close_stream", |mut g: Guest<'_>, stream: u32| wire(close_stream(&mut g, stream)))?;
     linker.func_wrap(
         env,
         "proxy_send_local_response",
@@ -98,9 +81,7 @@ fn link_course(linker: &mut Linker<State>, env: &str) -> Result<()> {
     linker.func_wrap(
         env,
         "proxy_http_call",
-        |_: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32| {
-            Status::BadArgument as u32
-        },
+        |_: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32| Status::BadArgument as u32,
     )?;
     Ok(())
 }
@@ -119,53 +100,32 @@ fn link_grpc(linker: &mut Linker<State>, env: &str) -> Result<()> {
          _metadata: u32,
          _metadata_size: u32,
          token: u32| {
-            let parts = [
-                (cluster, cluster_size),
-                (service, service_size),
-                (method, method_size),
-            ];
+            let parts = [(cluster, cluster_size), (service, service_size), (method, method_size)];
             wire(grpc_stream(&mut g, parts, token))
         },
     )?;
-    linker.func_wrap(
-        env,
-        "proxy_grpc_send",
-        |mut g: Guest<'_>, token: u32, data: u32, size: u32, end: u32| {
-            wire(grpc_send(&mut g, token, (data, size), end != 0))
-        },
-    )?;
+    linker.func_wrap(env, "proxy_grpc_send", |mut g: Guest<'_>, token: u32, data: u32, size: u32, end: u32| {
+        wire(grpc_send(&mut g, token, (data, size), end != 0))
+    })?;
     linker.func_wrap(env, "proxy_grpc_cancel", |mut g: Guest<'_>, token: u32| {
         wire(end_stream(&mut g, token, LocalEnd::Cancelled))
     })?;
     linker.func_wrap(env, "proxy_grpc_close", |mut g: Guest<'_>, token: u32| {
         wire(end_stream(&mut g, token, LocalEnd::Closed))
     })?;
-    linker.func_wrap(
-        env,
-        "proxy_get_status",
-        |mut g: Guest<'_>, code: u32, data: u32, size: u32| {
-            let (number, message) = g.data().grpc_status.clone();
-            wire(
-                guest::put(&mut g, code, &number.to_le_bytes())
-                    .and_then(|()| guest::give(&mut g, message.as_bytes(), data, size)),
-            )
-        },
-    )?;
+    linker.func_wrap(env, "proxy_get_status", |mut g: Guest<'_>, code: u32, data: u32, size: u32| {
+        let (number, message) = g.data().grpc_status.clone();
+        wire(
+            guest::put(&mut g, code, &number.to_le_bytes())
+                .and_then(|()| guest::give(&mut g, message.as_bytes(), data, size)),
+        )
+    })?;
     linker.func_wrap(
         env,
         "proxy_grpc_call",
-        |_: u32,
-         _: u32,
-         _: u32,
-         _: u32,
-         _: u32,
-         _: u32,
-         _: u32,
-         _: u32,
-         _: u32,
-         _: u32,
-         _: u32,
-         _: u32| { Status::ParseFailure as u32 },
+        |_: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32, _: u32| {
+            Status::ParseFailure as u32
+        },
     )?;
     Ok(())
 }
@@ -176,20 +136,13 @@ fn map_type(number: u32) -> Answer<MapType> {
 
 /// Where there is no such map (any more), Envoy gives an empty one.
 fn get_pairs(guest: &mut Guest<'_>, map: u32, data: u32, size: u32) -> Answer {
-    let bytes = guest
-        .data()
-        .map(map_type(map)?)
-        .map(super::abi::Headers::to_wire)
-        .unwrap_or_default();
+    let bytes = guest.data().map(map_type(map)?).map(super::abi::Headers::to_wire).unwrap_or_default();
     guest::give(guest, &bytes, data, size)
 }
 
 fn set_pairs(guest: &mut Guest<'_>, map: u32, data: u32, size: u32) -> Answer {
     let headers = guest::headers(guest, data, size)?;
-    *guest
-        .data_mut()
-        .map_mut(map_type(map)?)
-        .ok_or(Status::BadArgument)? = headers;
+    *guest.data_mut().map_mut(map_type(map)?).ok_or(Status::BadArgument)? = headers;
     Ok(())
 }
 
@@ -214,13 +167,7 @@ enum Change {
     Remove,
 }
 
-fn change(
-    guest: &mut Guest<'_>,
-    map: u32,
-    change: Change,
-    name: (u32, u32),
-    value: (u32, u32),
-) -> Answer {
+fn change(guest: &mut Guest<'_>, map: u32, change: Change, name: (u32, u32), value: (u32, u32)) -> Answer {
     let map = map_type(map)?;
     let name = guest::text(guest, name.0, name.1)?;
     let value = guest::bytes(guest, value.0, value.1)?;
@@ -237,19 +184,13 @@ fn get_buffer(guest: &mut Guest<'_>, buffer: u32, range: (u32, u32), result: (u3
     let state = guest.data();
     let bytes = match BufferType::from_wire(buffer) {
         BufferType::PluginConfiguration => {
-            let root = state
-                .roots
-                .get(&state.context())
-                .filter(|root| root.configuring);
-            root.map(|root| root.configuration.as_slice())
-                .ok_or(Status::NotFound)?
+            let root = state.roots.get(&state.context()).filter(|root| root.configuring);
+            root.map(|root| root.configuration.as_slice()).ok_or(Status::NotFound)?
         }
         BufferType::VmConfiguration => &[],
         BufferType::GrpcMessage => &state.grpc_message,
         BufferType::RequestBody => {
-            let body = state
-                .exchange()
-                .and_then(|exchange| exchange.request.body.as_deref());
+            let body = state.exchange().and_then(|exchange| exchange.request.body.as_deref());
             body.ok_or(Status::NotFound)?
         }
         BufferType::ResponseBody | BufferType::Other => return Err(Status::NotFound),
@@ -264,9 +205,7 @@ fn continue_stream(guest: &mut Guest<'_>, stream: u32) -> Answer {
     let state = guest.data_mut();
     let context = state.context();
     let Some(exchange) = state.exchanges.get_mut(&context) else {
-        state.fault(format!(
-            "a request was resumed from context {context}, which is no request"
-        ));
+        state.fault(format!("a request was resumed from context {context}, which is no request"));
         return Ok(());
     };
     let action = match stream {
@@ -291,19 +230,12 @@ fn close_stream(guest: &mut Guest<'_>, stream: u32) -> Answer {
     if state.exchanges.contains_key(&context) {
         state.actions.push_back(Action::Reset(context));
     } else {
-        state.fault(format!(
-            "a request was reset from context {context}, which is no request"
-        ));
+        state.fault(format!("a request was reset from context {context}, which is no request"));
     }
     Ok(())
 }
 
-fn send_local_response(
-    guest: &mut Guest<'_>,
-    status: u32,
-    parts: [(u32, u32); 3],
-    grpc_status: i32,
-) -> Answer {
+fn send_local_response(guest: &mut Guest<'_>, status: u32, parts: [(u32, u32); 3], grpc_status: i32) -> Answer {
     let [details, body, headers] = parts;
     let reply = LocalReply {
         status,
@@ -315,21 +247,14 @@ fn send_local_response(
     let state = guest.data_mut();
     let context = state.context();
     if !state.exchanges.contains_key(&context) {
-        state.fault(format!(
-            "a local reply came from context {context}, which is no request"
-        ));
+        state.fault(format!("a local reply came from context {context}, which is no request"));
         return Ok(());
     }
     let caller = state.current;
-    let within = state
-        .exchanges
-        .get(&caller)
-        .is_some_and(|e| matches!(e.phase, Phase::Deciding | Phase::Responding));
+    let within = state.exchanges.get(&caller).is_some_and(|e| matches!(e.phase, Phase::Deciding | Phase::Responding));
     if within && caller != context {
         // envoy-facts: this stalls the caller.
-        state.fault(format!(
-            "a local reply for request {context} came from a callback of request {caller}"
-        ));
+        state.fault(format!("a local reply for request {context} came from a callback of request {caller}"));
     }
     state.stop_iteration = true;
     state.actions.push_back(Action::LocalReply(context, reply));
@@ -361,11 +286,7 @@ fn grpc_stream(guest: &mut Guest<'_>, parts: [(u32, u32); 3], token_at: u32) -> 
 
 fn grpc_send(guest: &mut Guest<'_>, token: u32, data: (u32, u32), end: bool) -> Answer {
     let message = guest::bytes(guest, data.0, data.1)?;
-    let stream = guest
-        .data_mut()
-        .streams
-        .get_mut(&token)
-        .ok_or(Status::NotFound)?;
+    let stream = guest.data_mut().streams.get_mut(&token).ok_or(Status::NotFound)?;
     if stream.local == LocalEnd::Open {
         stream.outbox.push_back(message);
     }
@@ -376,11 +297,7 @@ fn grpc_send(guest: &mut Guest<'_>, token: u32, data: (u32, u32), end: bool) -> 
 }
 
 fn end_stream(guest: &mut Guest<'_>, token: u32, how: LocalEnd) -> Answer {
-    let stream = guest
-        .data_mut()
-        .streams
-        .get_mut(&token)
-        .ok_or(Status::NotFound)?;
+    let stream = guest.data_mut().streams.get_mut(&token).ok_or(Status::NotFound)?;
     stream.local = how;
     Ok(())
 }

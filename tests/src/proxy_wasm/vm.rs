@@ -8,9 +8,7 @@ use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use wasmtime::{
-    Engine, Instance, Linker, Memory, Module, Store, TypedFunc, WasmParams, WasmResults,
-};
+use wasmtime::{Engine, Instance, Linker, Memory, Module, Store, TypedFunc, WasmParams, WasmResults};
 
 use super::exchange::{End, Ending, Exchange, Maker, Phase, Request, Response, is_grpc};
 use super::state::{Action, Event, LocalReply, Root, State};
@@ -53,18 +51,13 @@ impl Plugin {
     /// Compiles the file, once in the life of this process.
     pub fn load(path: &Path) -> Result<Self, VmError> {
         static LOADED: OnceLock<Mutex<Vec<(std::path::PathBuf, Plugin)>>> = OnceLock::new();
-        let mut loaded = LOADED
-            .get_or_init(Default::default)
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut loaded = LOADED.get_or_init(Default::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some((_, plugin)) = loaded.iter().find(|(known, _)| known == path) {
             return Ok(plugin.clone());
         }
-        let bytes = std::fs::read(path)
-            .map_err(|error| VmError::Load(format!("{}: {error}", path.display())))?;
+        let bytes = std::fs::read(path).map_err(|error| VmError::Load(format!("{}: {error}", path.display())))?;
         let engine = Engine::default();
-        let module =
-            Module::new(&engine, bytes).map_err(|error| VmError::Load(format!("{error:?}")))?;
+        let module = Module::new(&engine, bytes).map_err(|error| VmError::Load(format!("{error:?}")))?;
         let plugin = Self { engine, module };
         loaded.push((path.to_owned(), plugin.clone()));
         Ok(plugin)
@@ -90,26 +83,16 @@ impl Vm {
         traffic::link(&mut linker).map_err(load)?;
         wasi::link(&mut linker).map_err(load)?;
         let mut store = Store::new(&plugin.engine, State::new());
-        let instance = linker
-            .instantiate(&mut store, &plugin.module)
-            .map_err(load)?;
-        let memory = instance
-            .get_memory(&mut store, "memory")
-            .ok_or(VmError::Load("it exports no memory".to_owned()))?;
+        let instance = linker.instantiate(&mut store, &plugin.module).map_err(load)?;
+        let memory =
+            instance.get_memory(&mut store, "memory").ok_or(VmError::Load("it exports no memory".to_owned()))?;
         let malloc = ["malloc", "proxy_on_memory_allocate"]
             .iter()
             .find_map(|name| instance.get_typed_func::<u32, u32>(&mut store, name).ok())
             .ok_or(VmError::Load("it exports no allocator".to_owned()))?;
         store.data_mut().memory = Some(memory);
         store.data_mut().malloc = Some(malloc);
-        let mut vm = Self {
-            store,
-            instance,
-            memory,
-            dead: false,
-            nesting: 0,
-            nesting_max: 0,
-        };
+        let mut vm = Self { store, instance, memory, dead: false, nesting: 0, nesting_max: 0 };
         vm.call::<(), ()>(0, "_initialize", ())?;
         vm.call::<(), ()>(0, "_start", ())?;
         Ok(vm)
@@ -119,21 +102,11 @@ impl Vm {
     pub fn configure(&mut self, configuration: &[u8]) -> Result<(u32, bool), VmError> {
         let root = self.allocate_context();
         let size = configuration.len() as u32;
-        let entry = Root {
-            configuration: configuration.to_vec(),
-            configuring: true,
-            tick: None,
-        };
+        let entry = Root { configuration: configuration.to_vec(), configuring: true, tick: None };
         self.state_mut().roots.insert(root, entry);
         self.call::<_, ()>(root, "proxy_on_context_create", (root, 0u32))?;
-        let started = self
-            .call::<_, u32>(root, "proxy_on_vm_start", (root, 0u32))?
-            .unwrap_or(1);
-        let accepted = started != 0
-            && self
-                .call(root, "proxy_on_configure", (root, size))?
-                .unwrap_or(1u32)
-                != 0;
+        let started = self.call::<_, u32>(root, "proxy_on_vm_start", (root, 0u32))?.unwrap_or(1);
+        let accepted = started != 0 && self.call(root, "proxy_on_configure", (root, size))?.unwrap_or(1u32) != 0;
         if let Some(root) = self.state_mut().roots.get_mut(&root) {
             root.configuring = false;
         }
@@ -143,17 +116,13 @@ impl Vm {
     /// A request arrives.
     pub fn request(&mut self, root: u32, request: Request) -> Result<u32, VmError> {
         let context = self.allocate_context();
-        let (count, end) = (
-            request.headers.len() as u32,
-            u32::from(request.body.is_none()),
-        );
+        let (count, end) = (request.headers.len() as u32, u32::from(request.body.is_none()));
         let mut exchange = Exchange::new(root, request);
         exchange.request_open = true;
         self.state_mut().exchanges.insert(context, exchange);
         self.call::<_, ()>(context, "proxy_on_context_create", (context, root))?;
         self.state_mut().stop_iteration = false;
-        let action: Option<u32> =
-            self.call(context, "proxy_on_request_headers", (context, count, end))?;
+        let action: Option<u32> = self.call(context, "proxy_on_request_headers", (context, count, end))?;
         let stop = std::mem::take(&mut self.state_mut().stop_iteration);
         if self.phase(context) != Some(Phase::Deciding) {
             return Ok(context);
@@ -181,37 +150,19 @@ impl Vm {
 
     /// The exchange goes on, or ends, as `ending` says.
     pub fn end(&mut self, context: u32, ending: Ending) -> Result<(), VmError> {
-        let Some(exchange) = self
-            .state_mut()
-            .exchanges
-            .get_mut(&context)
-            .filter(|exchange| exchange.is_live())
-        else {
+        let Some(exchange) = self.state_mut().exchanges.get_mut(&context).filter(|exchange| exchange.is_live()) else {
             return Ok(());
         };
         let properties = &mut exchange.request.properties;
-        properties.insert(
-            "response.code_details".to_owned(),
-            Some(ending.details.as_bytes().to_vec()),
-        );
-        properties.insert(
-            "response.flags".to_owned(),
-            Some(ending.flags.to_le_bytes().to_vec()),
-        );
+        properties.insert("response.code_details".to_owned(), Some(ending.details.as_bytes().to_vec()));
+        properties.insert("response.flags".to_owned(), Some(ending.flags.to_le_bytes().to_vec()));
         if let Some(attempts) = ending.attempts {
-            properties.insert(
-                "upstream.request_attempt_count".to_owned(),
-                Some(attempts.to_le_bytes().to_vec()),
-            );
+            properties.insert("upstream.request_attempt_count".to_owned(), Some(attempts.to_le_bytes().to_vec()));
         }
         if let Some(response) = ending.response {
             self.respond(context, response, ending.made_by)?;
         }
-        if ending.over {
-            self.finish(context)
-        } else {
-            Ok(())
-        }
+        if ending.over { self.finish(context) } else { Ok(()) }
     }
 
     /// More of a response whose headers have passed.
@@ -226,32 +177,16 @@ impl Vm {
 
     /// When the next tick of any root is due.
     pub fn next_tick(&self) -> Option<Duration> {
-        self.state()
-            .roots
-            .values()
-            .filter_map(|root| root.tick)
-            .map(|tick| tick.next)
-            .min()
+        self.state().roots.values().filter_map(|root| root.tick).map(|tick| tick.next).min()
     }
 
     /// Runs the ticks that are due.
     pub fn run_ticks(&mut self) -> Result<(), VmError> {
         let now = self.state().now;
         let due = |root: &Root| root.tick.is_some_and(|tick| tick.next <= now);
-        let roots: Vec<u32> = self
-            .state()
-            .roots
-            .iter()
-            .filter(|(_, root)| due(root))
-            .map(|(id, _)| *id)
-            .collect();
+        let roots: Vec<u32> = self.state().roots.iter().filter(|(_, root)| due(root)).map(|(id, _)| *id).collect();
         for root in roots {
-            if let Some(tick) = self
-                .state_mut()
-                .roots
-                .get_mut(&root)
-                .and_then(|root| root.tick.as_mut())
-            {
+            if let Some(tick) = self.state_mut().roots.get_mut(&root).and_then(|root| root.tick.as_mut()) {
                 tick.next = now + tick.period;
             }
             self.call::<_, ()>(root, "proxy_on_tick", root)?;
@@ -319,10 +254,7 @@ impl Vm {
     }
 
     fn phase(&self, context: u32) -> Option<Phase> {
-        self.state()
-            .exchanges
-            .get(&context)
-            .map(|exchange| exchange.phase)
+        self.state().exchanges.get(&context).map(|exchange| exchange.phase)
     }
 
     fn set_phase(&mut self, context: u32, phase: Phase) {
@@ -331,12 +263,7 @@ impl Vm {
         }
     }
 
-    fn call_stream(
-        &mut self,
-        token: u32,
-        callback: &'static str,
-        number: u32,
-    ) -> Result<(), VmError> {
+    fn call_stream(&mut self, token: u32, callback: &'static str, number: u32) -> Result<(), VmError> {
         let Some(root) = self.state().streams.get(&token).map(|stream| stream.root) else {
             return Ok(());
         };
@@ -355,11 +282,9 @@ impl Vm {
         let size = exchange.request.body.as_ref().map(|body| body.len() as u32);
         let at_once = exchange.request.at_once.take();
         if let Some(size) = size {
-            let action: Option<u32> =
-                self.call(context, "proxy_on_request_body", (context, size, 1u32))?;
+            let action: Option<u32> = self.call(context, "proxy_on_request_body", (context, size, 1u32))?;
             if action.is_some_and(|action| action != 0) {
-                self.state_mut()
-                    .fault(format!("request {context} was paused in its body"));
+                self.state_mut().fault(format!("request {context} was paused in its body"));
             }
         }
         match at_once {
@@ -377,28 +302,18 @@ impl Vm {
         exchange.phase = Phase::Responding;
         exchange.made_by = made_by;
         exchange.request_open = false;
-        exchange.response = Response {
-            headers,
-            body: Vec::new(),
-            end: End::Never,
-        };
+        exchange.response = Response { headers, body: Vec::new(), end: End::Never };
         exchange.response_open = true;
         let last = u32::from(end == End::Headers);
-        let action: Option<u32> =
-            self.call(context, "proxy_on_response_headers", (context, count, last))?;
-        let Some(exchange) = self
-            .state_mut()
-            .exchanges
-            .get_mut(&context)
-            .filter(|e| e.phase == Phase::Responding)
+        let action: Option<u32> = self.call(context, "proxy_on_response_headers", (context, count, last))?;
+        let Some(exchange) = self.state_mut().exchanges.get_mut(&context).filter(|e| e.phase == Phase::Responding)
         else {
             return Ok(());
         };
         exchange.response_open = false;
         exchange.complete = end == End::Headers;
         if action.is_some_and(|action| action != 0) {
-            self.state_mut()
-                .fault(format!("the response to {context} was paused"));
+            self.state_mut().fault(format!("the response to {context} was paused"));
         }
         self.response_body(context, body, end)
     }
@@ -408,11 +323,7 @@ impl Vm {
         for (index, piece) in body.into_iter().enumerate() {
             let last = u32::from(end == End::Body && index + 1 == pieces);
             let size = piece.len() as u32;
-            let Some(exchange) = self
-                .state_mut()
-                .exchanges
-                .get_mut(&context)
-                .filter(|e| e.phase == Phase::Responding)
+            let Some(exchange) = self.state_mut().exchanges.get_mut(&context).filter(|e| e.phase == Phase::Responding)
             else {
                 return Ok(());
             };
@@ -435,8 +346,7 @@ impl Vm {
     /// The end of an exchange: `on_log`, `on_done`, delete.
     fn finish(&mut self, context: u32) -> Result<(), VmError> {
         let now = self.state().now;
-        let live =
-            |exchange: &&mut Exchange| !matches!(exchange.phase, Phase::Ending | Phase::Over);
+        let live = |exchange: &&mut Exchange| !matches!(exchange.phase, Phase::Ending | Phase::Over);
         let Some(exchange) = self.state_mut().exchanges.get_mut(&context).filter(live) else {
             return Ok(());
         };
@@ -452,12 +362,7 @@ impl Vm {
         self.call::<_, u32>(context, "proxy_on_done", context)?;
         self.call::<_, ()>(context, "proxy_on_delete", context)?;
         self.set_phase(context, Phase::Over);
-        if self
-            .state()
-            .exchanges
-            .get(&context)
-            .is_some_and(|exchange| exchange.abandoned)
-        {
+        if self.state().exchanges.get(&context).is_some_and(|exchange| exchange.abandoned) {
             self.state_mut().exchanges.remove(&context);
         }
         Ok(())
@@ -476,23 +381,16 @@ impl Vm {
         if self.instance.get_func(&mut self.store, callback).is_none() {
             return Ok(None);
         }
-        let function: Result<TypedFunc<P, R>, _> =
-            self.instance.get_typed_func(&mut self.store, callback);
+        let function: Result<TypedFunc<P, R>, _> = self.instance.get_typed_func(&mut self.store, callback);
         let function = function.map_err(|error| VmError::Load(format!("{callback}: {error}")))?;
         let state = self.store.data_mut();
-        let around = (
-            std::mem::replace(&mut state.current, context),
-            std::mem::take(&mut state.effective),
-        );
+        let around = (std::mem::replace(&mut state.current, context), std::mem::take(&mut state.effective));
         let result = function.call(&mut self.store, parameters);
         let state = self.store.data_mut();
         (state.current, state.effective) = around;
         let result = result.map_err(|error| {
             self.dead = true;
-            VmError::Trap {
-                callback,
-                message: format!("{error:?}"),
-            }
+            VmError::Trap { callback, message: format!("{error:?}") }
         })?;
         self.carry_out()?;
         Ok(Some(result))
@@ -502,11 +400,7 @@ impl Vm {
         while let Some(action) = self.state_mut().actions.pop_front() {
             self.nesting += 1;
             self.nesting_max = self.nesting_max.max(self.nesting);
-            let done = if self.nesting > NESTING_LIMIT {
-                Err(VmError::Nesting)
-            } else {
-                self.act(action)
-            };
+            let done = if self.nesting > NESTING_LIMIT { Err(VmError::Nesting) } else { self.act(action) };
             self.nesting -= 1;
             done?;
         }
@@ -518,15 +412,12 @@ impl Vm {
             Action::ContinueRequest(context) => match self.phase(context) {
                 Some(Phase::Paused) => self.forward(context),
                 phase => {
-                    self.state_mut()
-                        .fault(format!("request {context} was resumed while {phase:?}"));
+                    self.state_mut().fault(format!("request {context} was resumed while {phase:?}"));
                     Ok(())
                 }
             },
             Action::ContinueResponse(context) => {
-                self.state_mut().fault(format!(
-                    "the response to {context} was resumed, and was not paused"
-                ));
+                self.state_mut().fault(format!("the response to {context} was resumed, and was not paused"));
                 Ok(())
             }
             Action::LocalReply(context, reply) => self.local_reply(context, reply),
@@ -546,10 +437,7 @@ impl Vm {
         };
         let response = local_response(&exchange.request.headers, &reply);
         let details = reply.details.into_bytes();
-        exchange
-            .request
-            .properties
-            .insert("response.code_details".to_owned(), Some(details));
+        exchange.request.properties.insert("response.code_details".to_owned(), Some(details));
         self.respond(context, response, Maker::Filter)?;
         self.finish(context)
     }
@@ -566,43 +454,26 @@ fn local_response(request: &Headers, reply: &LocalReply) -> Response {
         headers.set(":status", "200");
         headers.set("content-type", "application/grpc");
         if headers.get("grpc-status").is_none() {
-            let status =
-                u32::try_from(reply.grpc_status).unwrap_or_else(|_| grpc_status_of(reply.status));
+            let status = u32::try_from(reply.grpc_status).unwrap_or_else(|_| grpc_status_of(reply.status));
             headers.add("grpc-status", status.to_string());
         }
         if !reply.body.is_empty() {
             headers.set("grpc-message", reply.body.clone());
         }
         headers.remove("content-length");
-        return Response {
-            headers,
-            body: Vec::new(),
-            end: End::Headers,
-        };
+        return Response { headers, body: Vec::new(), end: End::Headers };
     }
     if reply.body.is_empty() {
-        return Response {
-            headers,
-            body: Vec::new(),
-            end: End::Headers,
-        };
+        return Response { headers, body: Vec::new(), end: End::Headers };
     }
     headers.set("content-length", reply.body.len().to_string());
     if headers.get("content-type").is_none() {
         headers.add("content-type", "text/plain");
     }
     if request.get(":method") == Some(b"HEAD") {
-        return Response {
-            headers,
-            body: Vec::new(),
-            end: End::Headers,
-        };
+        return Response { headers, body: Vec::new(), end: End::Headers };
     }
-    Response {
-        headers,
-        body: vec![reply.body.clone()],
-        end: End::Body,
-    }
+    Response { headers, body: vec![reply.body.clone()], end: End::Body }
 }
 
 fn grpc_status_of(http: u32) -> u32 {

@@ -15,22 +15,13 @@ pub(super) fn link(linker: &mut Linker<State>) -> Result<()> {
     linker.func_wrap(module, "clock_time_get", clock_time_get)?;
     linker.func_wrap(module, "random_get", random_get)?;
     linker.func_wrap(module, "fd_write", fd_write)?;
-    linker.func_wrap(
-        module,
-        "environ_sizes_get",
-        |mut g: Guest<'_>, count: u32, size: u32| empty(&mut g, count, size),
-    )?;
+    linker
+        .func_wrap(module, "environ_sizes_get", |mut g: Guest<'_>, count: u32, size: u32| empty(&mut g, count, size))?;
     linker.func_wrap(module, "environ_get", |_: u32, _: u32| SUCCESS)?;
-    linker.func_wrap(
-        module,
-        "args_sizes_get",
-        |mut g: Guest<'_>, count: u32, size: u32| empty(&mut g, count, size),
-    )?;
+    linker.func_wrap(module, "args_sizes_get", |mut g: Guest<'_>, count: u32, size: u32| empty(&mut g, count, size))?;
     linker.func_wrap(module, "args_get", |_: u32, _: u32| SUCCESS)?;
     linker.func_wrap(module, "sched_yield", || SUCCESS)?;
-    linker.func_wrap(module, "proc_exit", |code: u32| -> Result<()> {
-        bail!("the plugin exited with code {code}")
-    })?;
+    linker.func_wrap(module, "proc_exit", |code: u32| -> Result<()> { bail!("the plugin exited with code {code}") })?;
     Ok(())
 }
 
@@ -42,11 +33,7 @@ fn clock_time_get(mut guest: Guest<'_>, clock: u32, _precision: u64, result: u32
         1 => state.now,
         _ => return INVALID,
     };
-    errno(guest::put(
-        &mut guest,
-        result,
-        &(time.as_nanos() as u64).to_le_bytes(),
-    ))
+    errno(guest::put(&mut guest, result, &(time.as_nanos() as u64).to_le_bytes()))
 }
 
 /// Reproducible: the same in every run.
@@ -66,13 +53,10 @@ fn random_get(mut guest: Guest<'_>, buffer: u32, size: u32) -> u32 {
 fn fd_write(mut guest: Guest<'_>, _fd: u32, vectors: u32, count: u32, written: u32) -> u32 {
     let mut all = Vec::new();
     for index in 0..count {
-        let Ok(vector) = guest::bytes(&guest, vectors.wrapping_add(index.wrapping_mul(8)), 8)
-        else {
+        let Ok(vector) = guest::bytes(&guest, vectors.wrapping_add(index.wrapping_mul(8)), 8) else {
             return BAD_ADDRESS;
         };
-        let word = |at: usize| {
-            u32::from_le_bytes([vector[at], vector[at + 1], vector[at + 2], vector[at + 3]])
-        };
+        let word = |at: usize| u32::from_le_bytes([vector[at], vector[at + 1], vector[at + 2], vector[at + 3]]);
         let Ok(part) = guest::bytes(&guest, word(0), word(4)) else {
             return BAD_ADDRESS;
         };
@@ -80,16 +64,8 @@ fn fd_write(mut guest: Guest<'_>, _fd: u32, vectors: u32, count: u32, written: u
     }
     let text = String::from_utf8_lossy(&all).trim_end().to_owned();
     let at = guest.data().now;
-    guest.data_mut().log.push(LogLine {
-        at,
-        level: LogLevel::Info,
-        text,
-    });
-    errno(guest::put(
-        &mut guest,
-        written,
-        &(all.len() as u32).to_le_bytes(),
-    ))
+    guest.data_mut().log.push(LogLine { at, level: LogLevel::Info, text });
+    errno(guest::put(&mut guest, written, &(all.len() as u32).to_le_bytes()))
 }
 
 fn empty(guest: &mut Guest<'_>, count: u32, size: u32) -> u32 {

@@ -31,11 +31,7 @@ pub struct Setup {
 impl Setup {
     /// With one host, `turnstile_host`, that runs.
     pub fn new(configuration: impl Into<Vec<u8>>) -> Self {
-        Self {
-            configuration: configuration.into(),
-            clusters: vec!["turnstile_host".to_owned()],
-            hosts_up: true,
-        }
+        Self { configuration: configuration.into(), clusters: vec!["turnstile_host".to_owned()], hosts_up: true }
     }
 
     /// The hosts are down when the worker starts.
@@ -112,25 +108,13 @@ impl Worker {
     /// # Panics
     /// If it traps.
     pub fn try_start(plugin: &Path, setup: &Setup) -> Result<Self, Vec<LogLine>> {
-        let vm = Plugin::load(plugin)
-            .and_then(|plugin| Vm::new(&plugin))
-            .unwrap_or_else(|error| panic!("{error}"));
-        let peers = setup
-            .clusters
-            .iter()
-            .map(|cluster| Peer::new(cluster, setup.hosts_up))
-            .collect();
+        let vm = Plugin::load(plugin).and_then(|plugin| Vm::new(&plugin)).unwrap_or_else(|error| panic!("{error}"));
+        let peers = setup.clusters.iter().map(|cluster| Peer::new(cluster, setup.hosts_up)).collect();
         let mut world = World { vm, peers };
         let state = world.vm.state_mut();
         state.clusters.clone_from(&setup.clusters);
-        for (path, value) in [
-            ("node.id", "node-1"),
-            ("plugin_root_id", "turnstile"),
-            ("plugin_name", "turnstile"),
-        ] {
-            state
-                .properties
-                .insert(path.to_owned(), Some(value.as_bytes().to_vec()));
+        for (path, value) in [("node.id", "node-1"), ("plugin_root_id", "turnstile"), ("plugin_name", "turnstile")] {
+            state.properties.insert(path.to_owned(), Some(value.as_bytes().to_vec()));
         }
         let configured = world.vm.configure(&setup.configuration);
         let (root, accepted) = world.must(configured);
@@ -138,10 +122,7 @@ impl Worker {
             return Err(world.vm.state().log.clone());
         }
         world.settle();
-        Ok(Self {
-            world: Rc::new(RefCell::new(world)),
-            root,
-        })
+        Ok(Self { world: Rc::new(RefCell::new(world)), root })
     }
 
     /// The host behind the first cluster.
@@ -160,10 +141,7 @@ impl Worker {
         let started = world.vm.request(self.root, request);
         let context = world.must(started);
         world.settle();
-        InFlight {
-            world: Rc::clone(&self.world),
-            context,
-        }
+        InFlight { world: Rc::clone(&self.world), context }
     }
 
     /// A request that Envoy refuses before the filter sees it.
@@ -172,10 +150,7 @@ impl Worker {
         let started = world.vm.refused_request(self.root);
         let context = world.must(started);
         world.settle();
-        InFlight {
-            world: Rc::clone(&self.world),
-            context,
-        }
+        InFlight { world: Rc::clone(&self.world), context }
     }
 
     /// Envoy takes a new configuration: another root in the same VM serves new requests; the old one lives on.
@@ -195,12 +170,7 @@ impl Worker {
         let target = world.vm.state().now + duration;
         loop {
             let tick = world.vm.next_tick();
-            let due = world
-                .peers
-                .iter()
-                .filter_map(Peer::next_due)
-                .chain(tick)
-                .min();
+            let due = world.peers.iter().filter_map(Peer::next_due).chain(tick).min();
             let Some(at) = due.filter(|at| *at <= target) else {
                 break;
             };
@@ -254,11 +224,7 @@ impl Worker {
         let world = self.look();
         let mut faults = world.vm.state().faults.clone();
         faults.extend(world.peers.iter().flat_map(Peer::faults));
-        assert!(
-            faults.is_empty(),
-            "{faults:#?}\nthe plugin's log:\n{}",
-            world.log_text()
-        );
+        assert!(faults.is_empty(), "{faults:#?}\nthe plugin's log:\n{}", world.log_text());
     }
 
     fn borrow(&self) -> RefMut<'_, World> {
@@ -343,11 +309,7 @@ impl InFlight {
     /// The upstream breaks off: before its response, or within it.
     pub fn reset_by_upstream(&self) {
         let begun = self.with(|exchange| exchange.phase == super::exchange::Phase::Responding);
-        self.end(if begun {
-            endings::reset_mid_response()
-        } else {
-            endings::reset_before_headers()
-        });
+        self.end(if begun { endings::reset_mid_response() } else { endings::reset_before_headers() });
     }
 
     /// The route's timeout passes.
@@ -357,14 +319,7 @@ impl InFlight {
 
     fn with<T>(&self, look: impl FnOnce(&super::exchange::Exchange) -> T) -> T {
         let world = self.world.borrow();
-        look(
-            world
-                .vm
-                .state()
-                .exchanges
-                .get(&self.context)
-                .expect("kept as long as this handle"),
-        )
+        look(world.vm.state().exchanges.get(&self.context).expect("kept as long as this handle"))
     }
 }
 
