@@ -99,11 +99,12 @@ impl Peer {
 
     /// When something falls due without anything arriving.
     pub(super) fn next_due(&self) -> Option<Duration> {
-        let connected = self.policy == Policy::Lock && self.link == Link::Up && !self.streams.is_empty();
+        if self.policy != Policy::Lock || self.link != Link::Up {
+            return None;
+        }
         let sessions = self.sessions.values().filter(|session| session.stream.is_some());
         let wanted = sessions.flat_map(|session| session.wanted.values());
-        let waiting = wanted.filter(|wanted| wanted.fate == Fate::Waiting);
-        waiting.map(Wanted::wait_end).min().filter(|_| connected)
+        wanted.filter(|wanted| wanted.fate == Fate::Waiting).map(Wanted::wait_end).min()
     }
 
     pub(super) fn faults(&self) -> Vec<String> {

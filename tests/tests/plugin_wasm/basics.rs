@@ -9,8 +9,8 @@ use super::{MS, TRANSFER, configuration, held, transfer, worker};
 #[test]
 fn a_bad_configuration_is_refused_and_the_log_says_where_and_why() {
     let cases: &[(&str, &[&str])] = &[
-        ("", &["expected"]),
-        ("{", &["expected"]),
+        ("", &["JSON"]),
+        ("{", &["JSON"]),
         (r#"{ "rules": [] }"#, &["cluster", "expected"]),
         (r#"{ "cluster": "turnstile_host" }"#, &["rules", "expected"]),
         (r#"{ "cluster": "turnstile_host", "rules": [], "colour": 1 }"#, &["colour"]),
