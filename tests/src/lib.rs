@@ -12,6 +12,7 @@ pub mod link;
 pub mod load;
 pub mod ports;
 pub mod process;
+pub mod proxy_wasm;
 pub mod scripted_host;
 pub mod session_client;
 pub mod upstream;
