@@ -4,6 +4,7 @@ pub mod artifacts;
 pub mod behave;
 pub mod bootstrap;
 pub mod checker;
+pub mod demo;
 pub mod envoy;
 pub mod host;
 pub mod http;
