@@ -97,6 +97,11 @@ impl Bootstrap {
         self
     }
 
+    /// The place of the cluster that was added last.
+    pub fn last_cluster(&mut self) -> String {
+        format!("/static_resources/clusters/{}", self.list("/static_resources/clusters").len() - 1)
+    }
+
     /// The bootstrap as JSON, which Envoy reads as well as YAML.
     pub fn to_json(&self) -> String {
         self.0.to_string()

@@ -5,6 +5,7 @@ pub mod behave;
 pub mod bench;
 pub mod bootstrap;
 pub mod checker;
+pub mod demo;
 pub mod envoy;
 pub mod host;
 pub mod http;
