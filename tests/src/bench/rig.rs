@@ -1,7 +1,7 @@
 //! What one row needs, running: an Envoy with one filter, and the service that the filter asks.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -88,7 +88,8 @@ impl Rig {
                 (Service::Host(host), Some(cluster))
             }
         };
-        let envoy = Envoy::start(&bootstrap(row, cluster, dir.path())?, 1).await;
+        let wasm = wasm(row, dir.path())?;
+        let envoy = Envoy::start(&bootstrap(row, cluster, wasm.as_deref()), 1).await;
         Ok(Self { row, envoy, service, answered: 0, dir })
     }
 
@@ -192,16 +193,9 @@ async fn authz(kind: Kind, cluster: &'static str, dir: &Path) -> (Service, Optio
     (Service::Authz(process), Some((cluster, address)))
 }
 
-/// The written-down bootstrap with no filter but the row's own, and everything in its place.
-fn bootstrap(row: Row, service: Option<(&str, SocketAddr)>, dir: &Path) -> Result<Bootstrap, Fault> {
-    let mut bootstrap: Value = serde_saphyr::from_str(BOOTSTRAP).expect("overhead.yaml is YAML");
-    let filters = bootstrap.pointer_mut(FILTERS).and_then(Value::as_array_mut).expect("overhead.yaml has filters");
-    filters.retain(|filter| {
-        let name = filter["name"].as_str();
-        name == row.filter() || name == Some("envoy.filters.http.router")
-    });
-    assert_eq!(filters.len(), 1 + usize::from(row.filter().is_some()), "overhead.yaml has the filter of {row:?}");
-    let wasm = match row {
+/// The wasm file of the row's filter, if it has one.
+fn wasm(row: Row, dir: &Path) -> Result<Option<PathBuf>, Fault> {
+    Ok(match row {
         Row::NoopWasm => {
             let path = dir.join("noop.wasm");
             let binary = wat::parse_str(NOOP)?;
@@ -210,17 +204,32 @@ fn bootstrap(row: Row, service: Option<(&str, SocketAddr)>, dir: &Path) -> Resul
         }
         Row::RepeatedKeys | Row::FreshKeys => Some(artifacts::plugin_wasm()),
         Row::NoFilter | Row::AuthzHttp | Row::AuthzGrpc => None,
-    };
+    })
+}
+
+/// The written-down bootstrap with no filter but the row's own, and everything in its place.
+fn bootstrap(row: Row, service: Option<(&str, SocketAddr)>, wasm: Option<&Path>) -> Bootstrap {
+    let mut bootstrap: Value = serde_saphyr::from_str(BOOTSTRAP).expect("overhead.yaml is YAML");
+    let filters = at(&mut bootstrap, FILTERS).as_array_mut().expect("a list of filters");
+    filters.retain(|filter| {
+        let name = filter["name"].as_str();
+        name == row.filter() || name == Some("envoy.filters.http.router")
+    });
+    assert_eq!(filters.len(), 1 + usize::from(row.filter().is_some()), "overhead.yaml has the filter of {row:?}");
     if let Some(wasm) = wasm {
-        filters[0]["typed_config"]["config"]["vm_config"]["code"]["local"]["filename"] = json!(wasm);
+        *at(&mut filters[0], "/typed_config/config/vm_config/code/local/filename") = json!(wasm);
     }
     if let Some((name, address)) = service {
-        let clusters = bootstrap["static_resources"]["clusters"].as_array_mut().expect("overhead.yaml has clusters");
+        let clusters = at(&mut bootstrap, "/static_resources/clusters").as_array_mut().expect("a list of clusters");
         let cluster = clusters.iter_mut().find(|cluster| cluster["name"] == name).expect("the cluster of the row");
-        cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["port_value"] =
-            json!(address.port());
+        let endpoint = at(cluster, "/load_assignment/endpoints/0/lb_endpoints/0/endpoint");
+        *at(endpoint, "/address/socket_address/port_value") = json!(address.port());
     }
-    Ok(Bootstrap::of(bootstrap))
+    Bootstrap::of(bootstrap)
+}
+
+fn at<'v>(value: &'v mut Value, pointer: &str) -> &'v mut Value {
+    value.pointer_mut(pointer).unwrap_or_else(|| panic!("overhead.yaml has no {pointer} where it should"))
 }
 
 fn sample(before: &Used, after: &Used, figures: &Figures) -> Sample {
@@ -248,10 +257,10 @@ mod tests {
 
     #[test]
     fn every_row_keeps_its_own_filter_and_no_other() {
-        let dir = tempfile::tempdir().unwrap();
         let service = Some(("turnstile_host", SocketAddr::from(([127, 0, 0, 1], 4711))));
         for row in Row::ALL {
-            let text = bootstrap(row, service, dir.path()).unwrap().to_json();
+            let has_wasm = matches!(row, Row::NoopWasm | Row::RepeatedKeys | Row::FreshKeys);
+            let text = bootstrap(row, service, has_wasm.then(|| Path::new("some.wasm"))).to_json();
             assert!(text.contains("4711") && !text.contains("FILLED-IN"), "{text}");
             let value: Value = serde_json::from_str(&text).unwrap();
             let filters = value.pointer(FILTERS).and_then(Value::as_array).unwrap();
