@@ -2,6 +2,7 @@
 
 pub mod artifacts;
 pub mod behave;
+pub mod bench;
 pub mod bootstrap;
 pub mod checker;
 pub mod demo;
