@@ -125,6 +125,17 @@ fn commit(transaction: Transaction<'_>) -> Result<(), Fault> {
     })
 }
 
+impl Fault {
+    /// The reason, for logs and for the driver.
+    pub(super) fn reason(&self) -> String {
+        match self {
+            Self::Unavailable(reason) | Self::Ambiguous(reason) | Self::Broken(reason) => reason.clone(),
+            Self::LeaseGone => "the lease was lost".to_owned(),
+            Self::EpochsUsedUp => "all epochs of this store are used up".to_owned(),
+        }
+    }
+}
+
 /// Lets a test have commits that land and yet fail.
 #[cfg(test)]
 pub(super) mod faults {
@@ -143,16 +154,5 @@ pub(super) mod faults {
             return committed;
         }
         Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC), None))
-    }
-}
-
-impl Fault {
-    /// The reason, for logs and for the driver.
-    pub(super) fn reason(&self) -> String {
-        match self {
-            Self::Unavailable(reason) | Self::Ambiguous(reason) | Self::Broken(reason) => reason.clone(),
-            Self::LeaseGone => "the lease was lost".to_owned(),
-            Self::EpochsUsedUp => "all epochs of this store are used up".to_owned(),
-        }
     }
 }
