@@ -173,3 +173,22 @@ fn a_lease_that_ended_unnoticed_has_ended() {
     assert_eq!(bench.step(), []);
     assert_eq!(bench.step(), [Event::LeaseLost, Event::LeaseEnded]);
 }
+
+/// Even before the next beat is due: every write looks first.
+#[test]
+fn nothing_is_granted_to_a_host_that_was_marked_or_forgotten() {
+    for done_to_us in [
+        "UPDATE incarnations SET dead = 1",
+        "DELETE FROM incarnations",
+        "UPDATE incarnations SET beat = -1",
+        "UPDATE incarnations SET beat = beat + 1",
+    ] {
+        let mut bench = Bench::new();
+        bench.file().execute_batch(done_to_us).unwrap();
+        let events = bench.claim(1, false);
+        assert!(matches!(events[..], [Event::Failed { .. }, Event::LeaseLost]), "after {done_to_us}: {events:?}");
+        assert_eq!(bench.record(), None);
+        assert!(matches!(bench.step()[..], [Event::LeaseRenewed { .. }]), "it goes on as another incarnation");
+        gained(&bench.claim(2, false));
+    }
+}
