@@ -176,9 +176,8 @@ impl Deed {
 impl Worker {
     fn new(root: u32, config: FilterConfig) -> Option<Self> {
         let seed = random();
-        let node = property(&["node", "id"]).unwrap_or_default();
-        let names =
-            Names { node: String::from_utf8_lossy(&node).into_owned(), worker: format!("{seed:016x}.{root}") };
+        let node = property(&["xds", "node", "id"]).or_else(|| property(&["node", "id"])).unwrap_or_default();
+        let names = Names { node: String::from_utf8_lossy(&node).into_owned(), worker: format!("{seed:016x}.{root}") };
         let queue = hostcalls::register_shared_queue(&format!("turnstile.{}", names.worker)).ok()?;
         let metrics = Stat::ALL
             .into_iter()
@@ -339,7 +338,7 @@ struct Request {
 
 impl Context for Request {
     fn on_done(&mut self) -> bool {
-        self.over();
+        self.reached(Moment::Finished);
         true
     }
 }
@@ -369,34 +368,37 @@ impl HttpContext for Request {
     }
 
     fn on_http_response_headers(&mut self, _count: usize, end_of_stream: bool) -> Action {
-        self.happened(|facts| Event::ResponseHeaders { facts, end_of_stream });
+        self.reached(Moment::ResponseHeaders { end_of_stream });
         Action::Continue
     }
 
     fn on_http_response_body(&mut self, _size: usize, end_of_stream: bool) -> Action {
         if end_of_stream {
-            self.happened(|_| Event::ResponseEnd);
+            self.reached(Moment::ResponseEnd);
         }
         Action::Continue
     }
 
     fn on_http_response_trailers(&mut self, _count: usize) -> Action {
-        self.happened(|_| Event::ResponseEnd);
+        self.reached(Moment::ResponseEnd);
         Action::Continue
     }
 
     fn on_log(&mut self) {
-        self.over();
+        self.reached(Moment::Finished);
     }
 }
 
-impl Request {
-    fn over(&mut self) {
-        self.happened(|facts| Event::Finished { facts });
-        self.guarded = false;
-    }
+/// Where in its life a request is, as the proxy's callbacks tell.
+#[derive(Clone, Copy)]
+enum Moment {
+    ResponseHeaders { end_of_stream: bool },
+    ResponseEnd,
+    Finished,
+}
 
-    fn happened(&mut self, event: impl for<'f> FnOnce(Facts<'f>) -> Event<'f>) {
+impl Request {
+    fn reached(&mut self, moment: Moment) {
         if !self.guarded {
             return;
         }
@@ -404,13 +406,20 @@ impl Request {
         let Ok(mut worker) = shared.try_borrow_mut() else { return };
         let Some(guarded) = worker.requests.get_mut(&self.id) else { return };
         let details;
-        let facts = if guarded.flow.needs_facts() {
+        let mut facts = Facts::default();
+        if guarded.flow.needs_facts() && !matches!(moment, Moment::ResponseEnd) {
             details = property(&["response", "code_details"]).unwrap_or_default();
-            Facts { details: &details, attempts: number(&["upstream", "request_attempt_count"]) }
-        } else {
-            Facts::default()
-        };
-        let effect = guarded.flow.step(event(facts));
+            facts.details = &details;
+            facts.attempts = number(&["upstream", "request_attempt_count"]);
+            if matches!(moment, Moment::Finished) {
+                facts.status = number(&["response", "code"]);
+            }
+        }
+        let effect = guarded.flow.step(match moment {
+            Moment::ResponseHeaders { end_of_stream } => Event::ResponseHeaders { facts, end_of_stream },
+            Moment::ResponseEnd => Event::ResponseEnd,
+            Moment::Finished => Event::Finished { facts },
+        });
         worker.apply(self.id, effect);
         worker.flush();
     }

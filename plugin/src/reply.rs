@@ -141,3 +141,54 @@ fn jittered_s(retry_after: Option<Duration>, jitter: &mut Jitter) -> u64 {
     let base_s = base_ms.div_ceil(1_000);
     base_s.saturating_add(jitter.below(base_s.saturating_add(1)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REJECTIONS: [(Rejection, u32, &str); 5] = [
+        (Rejection::Conflict, 423, "urn:turnstile:problem:locked"),
+        (Rejection::WaitOver { retry_after: None }, 503, "urn:turnstile:problem:wait-over"),
+        (Rejection::Busy { retry_after: None }, 503, "urn:turnstile:problem:queue-full"),
+        (Rejection::HostUnavailable, 503, "urn:turnstile:problem:host-unavailable"),
+        (Rejection::Invalid, 500, "urn:turnstile:problem:misunderstanding"),
+    ];
+
+    #[test]
+    fn rejections_are_problem_details() {
+        for (rejection, status, problem) in REJECTIONS {
+            let reply = Reply::rejected(rejection, r#"default/a:"\"#, &mut Jitter::new(1));
+            let body: serde_json::Value = serde_json::from_slice(&reply.body()).expect("JSON");
+            assert_eq!(reply.status, status);
+            assert_eq!(body["status"], status, "{rejection:?}");
+            assert_eq!(body["type"], problem, "{rejection:?}");
+            assert_eq!(body["key"], r#"default/a:"\"#);
+            assert_eq!(body["detail"], reply.detail());
+            assert!(body["title"].is_string());
+        }
+    }
+
+    #[test]
+    fn retry_after_is_jittered_whole_seconds() {
+        let mut jitter = Jitter::new(7);
+        for (asked, least, most) in [(None, 1, 2), (Some(1), 1, 2), (Some(2_500), 3, 6), (Some(u64::MAX), 1, u64::MAX)]
+        {
+            let mut seen = std::collections::BTreeSet::new();
+            for _ in 0..100 {
+                let seconds = jittered_s(asked.map(Duration::from_millis), &mut jitter);
+                assert!((least..=most).contains(&seconds), "{asked:?} gave {seconds}");
+                seen.insert(seconds);
+            }
+            assert!(seen.len() > 1, "no jitter for {asked:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_repeats_nothing_of_the_request() {
+        let reply = Reply::refused(&RequestFault::KeyTooLong);
+        let body: serde_json::Value = serde_json::from_slice(&reply.body()).expect("JSON");
+        assert_eq!((reply.status, reply.grpc_status, reply.retry_after_s), (400, GrpcStatus::InvalidArgument, None));
+        assert_eq!(body["type"], "urn:turnstile:problem:ambiguous-request");
+        assert!(body.get("key").is_none());
+    }
+}

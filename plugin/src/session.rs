@@ -10,6 +10,8 @@ mod link;
 mod outbox;
 mod pulse;
 mod receive;
+#[cfg(test)]
+mod tests;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -25,8 +27,8 @@ use pulse::Pulse;
 
 /// The longest time between two calls of [`Session::tick`] while [`Session::is_busy`].
 pub const TICK: Duration = Duration::from_millis(50);
-/// Beliefs end this long before their promise, since a tick may come late.
-pub const MARGIN: Duration = Duration::from_millis(120);
+/// Beliefs end this long before their promise (or a quarter of it, if it is that short), since a tick may come late.
+pub const MARGIN: Duration = Duration::from_millis(200);
 /// However short a request's wait is, it may take this long to reach a host.
 pub const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
 /// A host answers a wait that is over by itself; if it does not, we do, after this long.
@@ -218,9 +220,8 @@ impl Session {
         if self.is_host_down() {
             return Err(Rejection::HostUnavailable);
         }
-        let full = self.waiters.len() >= WAITERS_MAX
-            || self.holds.len() >= HOLDS_MAX
-            || self.farewells.len() >= FAREWELLS_MAX;
+        let full =
+            self.waiters.len() >= WAITERS_MAX || self.holds.len() >= HOLDS_MAX || self.farewells.len() >= FAREWELLS_MAX;
         if full || self.ids.contains_key(&owner) {
             return Err(Rejection::Busy { retry_after: None });
         }
@@ -332,9 +333,9 @@ impl Session {
         self.link != Link::Idle
     }
 
-    /// Whether nobody waits or holds here.
+    /// Whether nobody waits or holds here, and the host knows it.
     pub fn is_unused(&self) -> bool {
-        self.ids.is_empty()
+        self.ids.is_empty() && self.farewells.len() == 0
     }
 
     /// Whether the host said that it goes away: the waiters belong to a [`Session::successor`].

@@ -170,7 +170,9 @@ async fn run_client(
         let result = send(&mut connection, proxy, &make(number)).await;
         if result.is_err() {
             connection = None;
-            // A proxy that is away must not be asked in a tight loop.
+        }
+        if !result.as_ref().is_ok_and(|answer| answer.status == 200) {
+            // Who is turned away must not ask again in a tight loop.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         outcome.note(result);

@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use turnstile_protocol::{VERSION, v1};
 
-use super::{GREETING_PATIENCE, IDLE_MAX, Outcome, Loss, Rejection, Session, StreamToken, Waiter};
+use super::{GREETING_PATIENCE, IDLE_MAX, Loss, Outcome, Rejection, Session, StreamToken, TICK, Waiter};
 use crate::clock::Instant;
 
 /// A Hello carries no more waiters than fit; the others ask anew.
@@ -19,8 +19,9 @@ pub(super) enum Link {
     Broken { retry_at: Instant },
     /// Hello was sent, and Welcome is awaited.
     Greeting { stream: StreamToken, since: Instant, resuming: bool },
-    /// Up.
-    Live { stream: StreamToken, next_heartbeat: Instant },
+    /// Up. Silence is suspected from the tick on that first finds it: if we were frozen ourselves, the answers are
+    /// here but not yet read.
+    Live { stream: StreamToken, next_heartbeat: Instant, suspected: Option<Instant> },
 }
 
 impl Link {
@@ -101,18 +102,24 @@ impl Session {
                     self.give_up_stream(now);
                 }
             }
-            Link::Live { next_heartbeat, .. } => self.tick_live(now, next_heartbeat),
+            Link::Live { .. } => self.tick_live(now),
         }
     }
 
-    fn tick_live(&mut self, now: Instant, next_heartbeat: Instant) {
-        let Some(heartbeat) = self.identity.as_ref().map(|identity| identity.heartbeat) else { return };
-        // Two heartbeats without an answer: the host is frozen, or we talk to nobody.
-        if self.pulse.silence(now) >= heartbeat * 2 {
-            self.give_up_stream(now);
-        } else if self.is_idle(now) {
+    fn tick_live(&mut self, now: Instant) {
+        let Some(interval) = self.identity.as_ref().map(|identity| identity.heartbeat) else { return };
+        // The host is frozen, or we talk to nobody. Holds still have time to be resumed on another stream.
+        let silent = self.pulse.silence(now) >= interval * 3 / 2;
+        let idle = self.is_idle(now);
+        let Link::Live { next_heartbeat, suspected, .. } = &mut self.link else { return };
+        if !silent {
+            *suspected = None;
+        } else if now >= *suspected.get_or_insert(now) + TICK {
+            return self.give_up_stream(now);
+        }
+        if idle {
             self.close_idle();
-        } else if next_heartbeat <= now {
+        } else if *next_heartbeat <= now {
             self.send_heartbeat(now);
         }
     }

@@ -24,6 +24,11 @@ impl Pulse {
         self.last_seq
     }
 
+    /// Whether the last heartbeat has been answered.
+    pub(super) fn is_answered(&self) -> bool {
+        self.answered_seq == self.last_seq
+    }
+
     /// Numbers a heartbeat that is sent at `now` (an instant *before* the send).
     pub(super) fn beat(&mut self, now: Instant) -> u64 {
         self.last_seq += 1;

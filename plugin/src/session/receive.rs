@@ -22,14 +22,14 @@ impl Session {
                 Item::Welcome(welcome) => self.on_welcome(now, welcome),
                 _ if !self.link.is_live() => {}
                 Item::Grant(grant) => self.on_grant(now, &grant),
-                Item::Reject(reject) => self.on_reject(now, &reject),
+                Item::Reject(reject) => self.on_reject(&reject),
                 Item::Lost(lost) => self.on_lost(lost.id),
                 Item::HeartbeatAck(ack) => self.on_ack(&ack),
                 Item::GoAway(_) => self.draining = true,
             }
         }
         // A busy session would otherwise run into its bound between two heartbeats.
-        if self.farewells.len() > FAREWELLS_MAX / 4 && self.pulse.silence(now) == Duration::ZERO {
+        if self.farewells.len() > FAREWELLS_MAX / 4 && self.pulse.is_answered() {
             self.send_heartbeat(now);
         }
     }
@@ -50,7 +50,7 @@ impl Session {
         });
         self.failures = 0;
         self.pulse.answered(self.pulse.last_seq());
-        self.link = Link::Live { stream, next_heartbeat: now + heartbeat };
+        self.link = Link::Live { stream, next_heartbeat: now + heartbeat, suspected: None };
         if resumed {
             // Renews the holds at once.
             self.send_heartbeat(now);
@@ -101,7 +101,7 @@ impl Session {
         self.outcomes.push_back((owner, Outcome::Granted { token }));
     }
 
-    fn on_reject(&mut self, now: Instant, reject: &v1::Reject) {
+    fn on_reject(&mut self, reject: &v1::Reject) {
         if reject.reason() == RejectReason::Draining {
             self.draining = true;
             // It stays, and asks the next host.
@@ -112,7 +112,6 @@ impl Session {
         }
         let Some(waiter) = self.waiters.remove(&reject.id) else { return };
         let retry_after = Some(Duration::from_millis(reject.retry_after_ms.into())).filter(|after| !after.is_zero());
-        let _ = now;
         let rejection = match reject.reason() {
             RejectReason::Conflict => Rejection::Conflict,
             RejectReason::WaitTimeout => Rejection::WaitOver { retry_after },
