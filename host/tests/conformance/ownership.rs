@@ -177,12 +177,15 @@ pub async fn many_keys_change_hands(harness: &impl Harness) {
     }
 }
 
+/// Who owns each key, and the last epoch of it.
+type Owners = Arc<Mutex<HashMap<LockKey, (Option<usize>, Epoch)>>>;
+
 /// Two hosts take, hold and give up the same few keys as fast as they can; each ownership is checked against a table in
 /// memory that both share.
 pub async fn two_hosts_race(harness: &impl Harness) {
     const ROUNDS: usize = 150;
     let keys: Arc<Vec<LockKey>> = Arc::new((0..10).map(|n| key(&format!("t/hot:{n}"))).collect());
-    let owners: Arc<Mutex<HashMap<LockKey, (Option<usize>, Epoch)>>> = Arc::default();
+    let owners: Owners = Arc::default();
     let mut races = Vec::new();
     for me in 0..2 {
         let (mut host, keys, owners) = (Host::start(harness).await, Arc::clone(&keys), Arc::clone(&owners));

@@ -232,3 +232,101 @@ pub(super) fn millis_up(duration: Duration) -> i64 {
     let micros = duration.as_micros();
     i64::try_from(micros.div_ceil(1_000)).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(1);
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_micros(ms * 1_000)
+    }
+
+    fn other(beat: i64, ttl: Duration, mark: Mark) -> Row {
+        Row { name: "other".into(), beat, ttl, mark }
+    }
+
+    /// An observer that has beaten every 200 ms up to `until_ms`.
+    fn steady(until_ms: u64) -> Observer {
+        let mut observer = Observer::new(TTL);
+        beats(&mut observer, 0, until_ms);
+        observer
+    }
+
+    fn beats(observer: &mut Observer, from_ms: u64, until_ms: u64) {
+        (from_ms..=until_ms).step_by(200).for_each(|ms| observer.own_beat_landed(at(ms)));
+    }
+
+    #[test]
+    fn silence_for_a_ttl_makes_a_suspect() {
+        let mut observer = steady(1_000);
+        observer.look(&[other(7, TTL, Mark::Alive)], "me", at(1_000));
+        beats(&mut observer, 1_200, 1_800);
+        observer.look(&[other(7, TTL, Mark::Alive)], "me", at(1_999));
+        assert_eq!(observer.suspects(at(1_999)), []);
+        assert_eq!(observer.next_judgement(), Some(at(2_000)));
+        assert_eq!(observer.suspects(at(2_000)), [Suspect { name: "other".into(), beat: 7 }]);
+    }
+
+    #[test]
+    fn a_beat_starts_the_ttl_anew() {
+        let mut observer = steady(1_000);
+        observer.look(&[other(7, TTL, Mark::Alive)], "me", at(1_000));
+        observer.look(&[other(8, TTL, Mark::Alive)], "me", at(1_900));
+        beats(&mut observer, 1_200, 2_800);
+        assert_eq!(observer.suspects(at(2_899)), []);
+        assert_eq!(observer.suspects(at(2_900)).len(), 1);
+    }
+
+    #[test]
+    fn the_larger_of_both_ttls_counts() {
+        for (theirs, due) in [(TTL * 3, 4_000), (TTL / 10, 2_000)] {
+            let mut observer = steady(1_000);
+            observer.look(&[other(7, theirs, Mark::Alive)], "me", at(1_000));
+            beats(&mut observer, 1_200, 4_000);
+            assert_eq!(observer.suspects(at(due - 1)), []);
+            assert_eq!(observer.suspects(at(due)).len(), 1, "with a TTL of {theirs:?}");
+        }
+    }
+
+    /// After a suspend, or while the file was locked for all, the others get two beats' time to show that they live.
+    #[test]
+    fn a_gap_in_our_own_beats_gives_the_others_time() {
+        let mut observer = steady(1_000);
+        observer.look(&[other(7, TTL, Mark::Alive)], "me", at(1_000));
+        assert_eq!(observer.suspects(at(60_000)), [], "nobody is judged while our own beats do not land");
+        observer.own_beat_landed(at(60_000));
+        assert_eq!(observer.suspects(at(60_000)), []);
+        beats(&mut observer, 60_200, 60_400);
+        assert_eq!(observer.next_judgement(), Some(at(60_400)));
+        assert_eq!(observer.suspects(at(60_400)).len(), 1);
+        observer.look(&[other(8, TTL, Mark::Alive)], "me", at(60_400));
+        assert_eq!(observer.suspects(at(60_400)), [], "it has beaten since");
+    }
+
+    #[test]
+    fn a_mark_counts_from_our_first_sight_of_it() {
+        let mut observer = steady(1_000);
+        assert!(observer.look(&[other(7, TTL, Mark::Dead)], "me", at(1_000)));
+        assert!(!observer.look(&[other(7, TTL, Mark::Dead)], "me", at(5_000)), "no news");
+        assert_eq!(observer.dead_since("other", at(6_000)), at(1_000));
+        observer.look(&[], "me", at(7_000));
+        assert_eq!(observer.dead().count(), 0, "a row that is gone needs no memory");
+    }
+
+    #[test]
+    fn we_do_not_judge_ourselves() {
+        let mut observer = steady(5_000);
+        observer.look(&[other(7, TTL, Mark::Alive)], "other", at(1_000));
+        assert_eq!(observer.suspects(at(5_000)), []);
+        assert!(!observer.has_company());
+    }
+
+    #[test]
+    fn what_is_remembered_is_never_less_than_what_was_promised() {
+        assert_eq!(millis_up(Duration::from_micros(1_001)), 2);
+        assert_eq!(millis_up(Duration::from_millis(5)), 5);
+        assert_eq!(millis_up(Duration::MAX), i64::MAX);
+    }
+}

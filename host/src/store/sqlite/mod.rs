@@ -22,6 +22,8 @@ mod table;
 mod transaction;
 mod upkeep;
 mod worker;
+#[cfg(test)]
+mod worker_tests;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

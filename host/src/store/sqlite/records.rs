@@ -113,8 +113,8 @@ fn keep(
     let key = wanted.key.as_str();
     let (fresh, quarantine) = match wanted.known {
         Known::Owned(epoch) if epoch == record.epoch => (wanted.new_epoch, Quarantine::Unchanged),
-        // Handed to us: nothing was granted under this epoch yet.
-        Known::Queued => (wanted.new_epoch, Quarantine::None),
+        // Handed to us: nothing was granted under this epoch yet. Or taken over, by a write that we believed failed.
+        Known::Queued => (wanted.new_epoch, Quarantine::FromNow { delay_ms: record.inherited_ms }),
         Known::Nothing | Known::Owned(_) => (true, Quarantine::FromNow { delay_ms: record.inherited_ms }),
     };
     let epoch = if fresh { epochs.next()? } else { record.epoch };

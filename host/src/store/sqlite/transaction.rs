@@ -112,7 +112,10 @@ fn check_store(connection: &Connection, identity: &str, epoch_known: u64) -> Res
 }
 
 fn commit(transaction: Transaction<'_>) -> Result<(), Fault> {
-    transaction.commit().map_err(|error| {
+    let committed = transaction.commit();
+    #[cfg(test)]
+    let committed = faults::apply(committed);
+    committed.map_err(|error| {
         let busy = is_busy(&error);
         match Fault::from(error) {
             // Any other failure may have left the commit in the log, where a recovery would find it.
@@ -130,5 +133,26 @@ impl Fault {
             Self::LeaseGone => "the lease was lost".to_owned(),
             Self::EpochsUsedUp => "all epochs of this store are used up".to_owned(),
         }
+    }
+}
+
+/// Lets a test have commits that land and yet fail.
+#[cfg(test)]
+pub(super) mod faults {
+    use std::cell::Cell;
+
+    thread_local! {
+        static NEXT_COMMIT_FAILS: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub(in super::super) fn fail_next_commit() {
+        NEXT_COMMIT_FAILS.set(true);
+    }
+
+    pub(super) fn apply(committed: rusqlite::Result<()>) -> rusqlite::Result<()> {
+        if !NEXT_COMMIT_FAILS.replace(false) {
+            return committed;
+        }
+        Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC), None))
     }
 }

@@ -114,7 +114,8 @@ impl Worker {
         }
     }
 
-    fn step(&mut self) {
+    /// One round of everything that is due.
+    pub(super) fn step(&mut self) {
         let now = clock::now();
         if let Phase::Joining { from, .. } = &self.phase
             && now >= *from
@@ -214,7 +215,7 @@ impl Worker {
         }
     }
 
-    fn beat(&mut self) {
+    pub(super) fn beat(&mut self) {
         let began = clock::now();
         self.next_beat = began + Lease::beat_interval(self.config.lease_ttl);
         let patience = Lease::beat_interval(self.config.lease_ttl);
@@ -412,7 +413,7 @@ impl Worker {
             Some(Entry::Queued(_)) | None => Told::Gained,
         };
         let contended = rivals == Rivals::Waiting && told_before != Told::Contended;
-        let told = if rivals == Rivals::Waiting { Told::Contended } else { owned.told };
+        let told = if contended || told_before == Told::Contended { Told::Contended } else { owned.told };
         self.report(Event::Gained {
             key: key.clone(),
             claim,
