@@ -54,6 +54,8 @@ pub(crate) struct Host {
     /// Keys of requests, to name them in the history.
     keys: BTreeMap<(SessionId, RequestId), (LockKey, Option<u64>)>,
     ttl: u64,
+    /// The engine must find no fault with itself; one that is made to err is judged by its deeds alone.
+    checks: bool,
     /// When sessions ended, in true time, for I3.
     pub(crate) ended: BTreeMap<(u64, u64), u64>,
 }
@@ -73,6 +75,7 @@ impl Host {
             by_stream: BTreeMap::new(),
             keys: BTreeMap::new(),
             ttl,
+            checks: mutation.is_none(),
             ended: BTreeMap::new(),
         }
     }
@@ -219,7 +222,9 @@ impl Host {
     }
 
     fn carry_out(&mut self, now: u64, history: &mut History) {
-        self.engine.check();
+        if self.checks {
+            self.engine.check();
+        }
         if let Some(fault) = self.engine.fault() {
             history.violate(now, format!("fault: {fault}"));
         }

@@ -24,7 +24,7 @@ use crate::world::{Sabotage, World};
 const RUNS: u64 = 2_000;
 
 /// A mutation must be caught within this many runs.
-const MUTANT_RUNS: u64 = 3_000;
+const MUTANT_RUNS: u64 = 6_000;
 
 /// What one history came to.
 struct Verdict {
@@ -127,9 +127,9 @@ fn probe(world: &mut World) {
     world.history.judge_overlaps(world.now, world.plan.lock_delay_covers);
 }
 
+/// By the history, not by the engine's own check, which is off here.
 #[test]
 fn every_mutation_is_caught() {
-    std::panic::set_hook(Box::new(|_| {}));
     let engine = |mutation| Sabotage { engine: Some(mutation), anchor_at_receipt: false };
     let mutants = [
         (engine(Mutation::NoLockDelay), "I1: orphan"),

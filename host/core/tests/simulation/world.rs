@@ -143,8 +143,8 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::ToHost(stream, message) => self.to_host(Arrival::Message(stream, message)),
-            Event::HostSeesEnd(stream) => self.to_host(Arrival::StreamEnd(stream)),
+            Event::ToHost(stream, message) => self.reach_host(Arrival::Message(stream, message)),
+            Event::HostSeesEnd(stream) => self.reach_host(Arrival::StreamEnd(stream)),
             Event::HostWake => {
                 if self.host_wake == self.now {
                     self.host_wake = u64::MAX;
@@ -183,13 +183,13 @@ impl World {
             }
             Event::FromStore(to, event) => {
                 if to == self.host.in_store {
-                    self.to_host(Arrival::Store(event));
+                    self.reach_host(Arrival::Store(event));
                 }
             }
             Event::KeepAlive => {
                 if self.host_runs() {
                     let sent = self.host.clock.shows(self.now);
-                    self.to_store(Operation::KeepAlive { sent });
+                    self.reach_store(Operation::KeepAlive { sent });
                 }
                 self.schedule(SECOND, Event::KeepAlive);
             }
@@ -239,7 +239,7 @@ impl World {
                 self.store.tamper(self.now, &key, crate::phantom::INCARNATION, promises + self.plan.lock_delay_max);
                 self.tell_store_events();
             }
-            94..=95 => self.to_host(Arrival::Drain),
+            94..=95 => self.reach_host(Arrival::Drain),
             _ => self.store.refusals += 1,
         }
     }
@@ -250,7 +250,7 @@ impl World {
         self.now >= self.host_down_until && self.host.frozen_until.is_none()
     }
 
-    fn to_host(&mut self, arrival: Arrival) {
+    fn reach_host(&mut self, arrival: Arrival) {
         if self.now < self.host_down_until {
             if let Arrival::Message(stream, ToHost::Hello { .. }) = arrival {
                 self.schedule(MS, Event::ClientSeesEnd(stream));
@@ -314,9 +314,9 @@ impl World {
                         self.schedule_at(at, Event::ClientSeesEnd(stream));
                     }
                 }
-                host::Out::Store(operation) => self.to_store(operation),
+                host::Out::Store(operation) => self.reach_store(operation),
                 host::Out::Drained => {
-                    self.to_store(Operation::EndLease);
+                    self.reach_store(Operation::EndLease);
                     self.restart_host(SECOND);
                 }
             }
@@ -411,7 +411,7 @@ impl World {
         self.schedule(client, Event::ClientSeesEnd(stream));
     }
 
-    fn to_store(&mut self, operation: Operation) {
+    fn reach_store(&mut self, operation: Operation) {
         let from = self.host.in_store;
         let at = self.store_arrival(0);
         self.schedule_at(at, Event::AtStore(from, operation));
