@@ -1,4 +1,4 @@
-//! The invariants of the engine's own state (I1 to I7), asserted after every step of a test. A debug build only.
+//! The invariants of the engine's own state (I1 to I7), asserted after every step of a test. Not in a release build.
 #![allow(clippy::panic, clippy::expect_used)]
 
 use std::collections::BTreeSet;

@@ -64,7 +64,7 @@ impl Sessions {
         self.by_id.get(&holder.session)?.requests.get(&holder.request).copied()
     }
 
-    #[cfg(any(test, debug_assertions))]
+    #[cfg(any(test, debug_assertions, feature = "mutations"))]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (SessionId, &Session)> {
         self.by_id.iter().map(|(id, session)| (*id, session))
     }

@@ -53,7 +53,7 @@ pub(crate) struct Host {
     by_stream: BTreeMap<Stream, SessionId>,
     /// Keys of requests, to name them in the history.
     keys: BTreeMap<(SessionId, RequestId), (LockKey, Option<u64>)>,
-    ttl: u64,
+    bounds: Config,
     /// The engine must find no fault with itself; one that is made to err is judged by its deeds alone.
     checks: bool,
     /// When sessions ended, in true time, for I3.
@@ -62,9 +62,9 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn new(incarnation: u64, clock: Clock, config: Config, mutation: Option<Mutation>) -> Self {
-        let ttl = micros(config.session_ttl);
         Self {
-            engine: Engine::with_mutation(config, mutation),
+            engine: Engine::with_mutation(config.clone(), mutation),
+            bounds: config,
             clock,
             incarnation,
             in_store: incarnation * 1_000,
@@ -74,7 +74,6 @@ impl Host {
             sessions: BTreeMap::new(),
             by_stream: BTreeMap::new(),
             keys: BTreeMap::new(),
-            ttl,
             checks: mutation.is_none(),
             ended: BTreeMap::new(),
         }
@@ -228,6 +227,10 @@ impl Host {
         if let Some(fault) = self.engine.fault() {
             history.violate(now, format!("fault: {fault}"));
         }
+        let (engine, bounds) = (&self.engine, &self.bounds);
+        if engine.session_count() > bounds.sessions_max || engine.key_count() > bounds.keys_max {
+            history.violate(now, "I7: too many sessions or keys".into());
+        }
         while let Some(command) = self.engine.poll_command() {
             history.note(now, || format!("host -> {command:?}"));
             history.count("commands");
@@ -293,7 +296,7 @@ impl Host {
         }
         *before = Some(token);
         history.granted(now, key, token);
-        let (sessions, ttl) = (&self.sessions, self.ttl);
+        let (sessions, ttl) = (&self.sessions, micros(self.bounds.session_ttl));
         history.served(now, session.0, request.0, |of| match sessions.get(&SessionId(of)) {
             Some(ahead) if ahead.connected && now - ahead.heard < ttl / 2 => Liveness::Live,
             _ => Liveness::Passable,

@@ -225,7 +225,9 @@ impl World {
                 let stream = (number, self.clients[number].generation);
                 self.break_stream(stream, duration);
             }
-            30..=44 => self.client_frozen[number] = self.client_frozen[number].max(self.now + duration),
+            // One that is frozen already is not frozen for longer: what arrived must stay in order.
+            30..=44 if self.client_frozen[number] <= self.now => self.client_frozen[number] = self.now + duration,
+            30..=44 => {}
             45..=59 => {
                 self.slow.insert((number, self.random.chance(50)), self.now + duration);
             }
