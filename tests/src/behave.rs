@@ -22,6 +22,8 @@ pub struct Behaviour {
     pub finish: Finish,
     /// Answer without reading the request's body.
     pub early: bool,
+    /// The `location` header of the answer.
+    pub location: Option<String>,
 }
 
 /// How an answer ends.
@@ -53,6 +55,7 @@ impl Behaviour {
             pause: Duration::ZERO,
             finish: Finish::Complete,
             early: false,
+            location: None,
         };
         for word in text.split(';').map(str::trim).filter(|word| !word.is_empty()) {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
@@ -67,6 +70,7 @@ impl Behaviour {
                 "cut-before-head" => behaviour.finish = Finish::CutBeforeHead,
                 "cut-in-body" => behaviour.finish = Finish::CutInBody,
                 "never" => behaviour.finish = Finish::Never,
+                "location" => behaviour.location = Some(value.to_owned()),
                 "early" => behaviour.early = true,
                 _ => panic!("the upstream does not know how to {word:?}"),
             }

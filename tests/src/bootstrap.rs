@@ -26,6 +26,11 @@ impl Bootstrap {
         Self(serde_saphyr::from_str(SHIPPED).expect("envoy.yaml is YAML"))
     }
 
+    /// Any other bootstrap.
+    pub fn of(bootstrap: Value) -> Self {
+        Self(bootstrap)
+    }
+
     /// Puts in what differs from one machine to the next: ports that Envoy chooses itself, and where things are.
     pub fn place(&mut self, host: SocketAddr, upstream: SocketAddr, plugin: &Path) -> &mut Self {
         self.replace(&format!("{LISTENER}/port_value"), json!(0));
@@ -90,6 +95,11 @@ impl Bootstrap {
         });
         self.list("/static_resources/clusters").push(cluster);
         self
+    }
+
+    /// The place of the cluster that was added last.
+    pub fn last_cluster(&mut self) -> String {
+        format!("/static_resources/clusters/{}", self.list("/static_resources/clusters").len() - 1)
     }
 
     /// The bootstrap as JSON, which Envoy reads as well as YAML.

@@ -39,6 +39,7 @@ pub struct Host {
     pub sessions: SocketAddr,
     /// Live and ready probes.
     pub admin: SocketAddr,
+    database: PathBuf,
     dir: TempDir,
 }
 
@@ -49,6 +50,20 @@ impl Host {
     /// If it does not become ready; its log is shown.
     pub async fn start(config: &HostConfig) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        let database = dir.path().join("turnstile.db");
+        Self::start_on(config, dir, database).await
+    }
+
+    /// Starts another host on the database of `other`.
+    ///
+    /// # Panics
+    /// If it does not become ready; its log is shown.
+    pub async fn start_beside(other: &Self, config: &HostConfig) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        Self::start_on(config, dir, other.database.clone()).await
+    }
+
+    async fn start_on(config: &HostConfig, dir: TempDir, database: PathBuf) -> Self {
         let sessions = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let toml = format!(
@@ -58,12 +73,12 @@ impl Host {
              {}\n",
             config.ttl_ms,
             config.heartbeat_ms,
-            dir.path().join("turnstile.db").display(),
+            database.display(),
             config.lease_ms,
             config.more,
         );
         fs::write(dir.path().join("turnstile.toml"), toml).expect("the configuration can be written");
-        let host = Self { process: launch(&dir), sessions, admin, dir };
+        let host = Self { process: launch(&dir), sessions, admin, database, dir };
         host.ready().await;
         host
     }
@@ -85,11 +100,6 @@ impl Host {
     /// Asks one of its probes.
     pub async fn probe(&self, path: &str) -> bool {
         Ask::get(path).send(self.admin).await.is_ok_and(|answer| answer.status == 200)
-    }
-
-    /// Where its database is.
-    pub fn database(&self) -> PathBuf {
-        self.dir.path().join("turnstile.db")
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Outcome {
     pub faults: Vec<String>,
     /// From sending to the end of the answer, in increasing order; of answers with status 200 only.
     pub latencies: Vec<Duration>,
+    /// Of these, the time spent waiting for locks as far as answers tell it (`Server-Timing`), in increasing order.
+    pub waits: Vec<Duration>,
 }
 
 impl Outcome {
@@ -35,8 +37,7 @@ impl Outcome {
     /// # Panics
     /// If there was no good answer.
     pub fn quantile(&self, share: f64) -> Duration {
-        let last = self.latencies.len().checked_sub(1).expect("there was a good answer");
-        self.latencies[(share * last as f64).round() as usize]
+        quantile(&self.latencies, share).expect("there was a good answer")
     }
 
     /// Fails the test unless all `requests` were answered with 200.
@@ -59,6 +60,7 @@ impl Outcome {
                 *self.statuses.entry(answer.status).or_default() += 1;
                 if answer.status == 200 {
                     self.latencies.push(answer.took);
+                    self.waits.extend(wait_in(&answer));
                 }
             }
             Err(fault) => self.faults.push(fault.to_string()),
@@ -71,7 +73,23 @@ impl Outcome {
         }
         self.faults.extend(other.faults);
         self.latencies.extend(other.latencies);
+        self.waits.extend(other.waits);
     }
+}
+
+/// The value below which this share (0 to 1) of `sorted` lies.
+pub fn quantile(sorted: &[Duration], share: f64) -> Option<Duration> {
+    let last = sorted.len().checked_sub(1)?;
+    sorted.get((share * last as f64).round() as usize).copied()
+}
+
+/// The wait that `Server-Timing: turnstile;dur=MILLISECONDS` tells.
+fn wait_in(answer: &Answer) -> Option<Duration> {
+    let metrics = answer.headers.get_all("server-timing").iter().filter_map(|value| value.to_str().ok());
+    metrics.flat_map(|value| value.split(',')).find_map(|metric| {
+        let millis = metric.trim().strip_prefix("turnstile;")?.split(';').find_map(|part| part.strip_prefix("dur="))?;
+        Duration::try_from_secs_f64(millis.parse::<f64>().ok()? / 1e3).ok()
+    })
 }
 
 /// A load that is running.
@@ -135,6 +153,7 @@ impl Load {
             total.merge(outcome);
         }
         total.latencies.sort_unstable();
+        total.waits.sort_unstable();
         total
     }
 }
@@ -151,7 +170,9 @@ async fn run_client(
         let result = send(&mut connection, proxy, &make(number)).await;
         if result.is_err() {
             connection = None;
-            // A proxy that is away must not be asked in a tight loop.
+        }
+        if !result.as_ref().is_ok_and(|answer| answer.status == 200) {
+            // Who is turned away must not ask again in a tight loop.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         outcome.note(result);

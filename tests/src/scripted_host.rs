@@ -157,6 +157,31 @@ impl ScriptedHost {
         send(&outbound, Lost { id: asked.acquire.id, reason: reason.into() }).await;
     }
 
+    /// Waits until every live stream has sent this many more heartbeats: all that was sent before has arrived by then.
+    ///
+    /// # Panics
+    /// If they do not come.
+    pub async fn heartbeats_pass(&self, count: u64) {
+        let beats = |state: &State| -> Vec<(usize, u64)> {
+            let open = state.streams.iter().enumerate().filter(|(_, stream)| !stream.outbound.is_closed());
+            open.map(|(index, stream)| (index, stream.heartbeat_seq)).collect()
+        };
+        let mut changes = self.shared.changed.subscribe();
+        let before = beats(&self.shared.lock());
+        let passed = |state: &State| {
+            before.iter().all(|(index, seq)| {
+                let stream = &state.streams[*index];
+                stream.outbound.is_closed() || stream.heartbeat_seq >= seq + count
+            })
+        };
+        let look = async {
+            while !passed(&self.shared.lock()) {
+                changes.changed().await.expect("the state outlives the host");
+            }
+        };
+        assert!(tokio::time::timeout(PATIENCE, look).await.is_ok(), "no more heartbeats");
+    }
+
     /// From now on heartbeats are not answered.
     pub fn go_deaf(&self) {
         self.shared.lock().deaf = true;
@@ -272,7 +297,7 @@ fn welcome(stream: usize) -> Welcome {
         session_id: stream as u64 + 1,
         resumed: false,
         ttl_ms: ms(VALID),
-        heartbeat_ms: 500,
+        heartbeat_ms: 200,
         limits: Some(Limits {
             key_max_bytes: KEY_MAX_BYTES as u32,
             keys_per_acquire_max: 1,

@@ -43,7 +43,12 @@ impl RawSession {
 
     /// Sends one item in a message of its own. Nothing happens if the stream has ended.
     pub async fn send(&self, item: impl Into<ClientItem>) {
-        let _ = self.outbound.send(ClientMessage { items: vec![item.into()] }).await;
+        self.send_all(vec![item.into()]).await;
+    }
+
+    /// Sends items in one message. Nothing happens if the stream has ended.
+    pub async fn send_all(&self, items: Vec<ClientItem>) {
+        let _ = self.outbound.send(ClientMessage { items }).await;
     }
 
     /// The next item, or why there is none.
@@ -106,6 +111,7 @@ pub struct Session {
     next: AtomicU64,
     welcome: Welcome,
     ended: watch::Receiver<Option<Status>>,
+    acked: watch::Receiver<u64>,
 }
 
 type Answers = Mutex<HashMap<u64, oneshot::Sender<Result<Granted, Reject>>>>;
@@ -142,11 +148,12 @@ impl Session {
         let Ok(Item::Welcome(welcome)) = raw.next().await else { panic!("a Hello is answered with a Welcome") };
         let answers = Arc::new(Answers::default());
         let (end, ended) = watch::channel(None);
+        let (ack, acked) = watch::channel(0);
         let outbound = raw.outbound.clone();
         let every = Duration::from_millis(u64::from(welcome.heartbeat_ms));
         tokio::spawn(beat(outbound.clone(), every));
-        tokio::spawn(receive(raw, Arc::clone(&answers), end));
-        Self { outbound, answers, next: AtomicU64::new(1), welcome, ended }
+        tokio::spawn(receive(raw, Arc::clone(&answers), ack, end));
+        Self { outbound, answers, next: AtomicU64::new(1), welcome, ended, acked }
     }
 
     /// What the host said in the beginning.
@@ -201,6 +208,26 @@ impl Session {
         }
     }
 
+    /// How many requests wait for a lock that is held.
+    ///
+    /// # Panics
+    /// If the lock is free.
+    pub async fn queue_length(&self, key: &str) -> u32 {
+        let tried = self.acquire(Want { key, wait: Duration::ZERO, lock_delay: Duration::ZERO }).await;
+        tried.expect_err("the lock is held, so a try fails").queue_length
+    }
+
+    /// Waits until the host has processed all that was sent before.
+    ///
+    /// # Panics
+    /// If the session ends before.
+    pub async fn settled(&self) {
+        let mut acked = self.acked.clone();
+        let now = *acked.borrow();
+        // The next ack may be for a heartbeat that was sent before; the one after it is not.
+        acked.wait_for(|seq| *seq > now + 1).await.expect("the session goes on");
+    }
+
     /// Why the host ended the session, if it did.
     pub fn ended(&self) -> Option<Status> {
         self.ended.borrow().clone()
@@ -222,7 +249,12 @@ async fn beat(outbound: mpsc::Sender<ClientMessage>, every: Duration) {
     }
 }
 
-async fn receive(mut raw: RawSession, answers: Arc<Answers>, end: watch::Sender<Option<Status>>) {
+async fn receive(
+    mut raw: RawSession,
+    answers: Arc<Answers>,
+    ack: watch::Sender<u64>,
+    end: watch::Sender<Option<Status>>,
+) {
     let answer = |id, answer| {
         if let Some(waiting) = answers.lock().expect("no panics inside").remove(&id) {
             let _ = waiting.send(answer);
@@ -243,6 +275,7 @@ async fn receive(mut raw: RawSession, answers: Arc<Answers>, end: watch::Sender<
                     answer(grant.id, Ok(Granted { id: grant.id, token, waited }));
                 }
                 Some(Item::Reject(reject)) => answer(reject.id, Err(reject)),
+                Some(Item::HeartbeatAck(beat)) => drop(ack.send_replace(beat.seq)),
                 _ => {}
             }
         }

@@ -240,6 +240,9 @@ fn answer(mut presence: Presence, behaviour: &Behaviour, request: Request<Incomi
     if behaviour.finish == Finish::Trailers {
         reply = reply.header("trailer", "x-end");
     }
+    if let Some(location) = &behaviour.location {
+        reply = reply.header("location", location);
+    }
     let body = if empty || plain {
         presence.answered = true;
         presence.record.end(presence.ticket);

@@ -79,8 +79,6 @@ pub enum RequestFault {
 /// Where a part of a key comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyPart {
-    /// A parameter of the path template.
-    Path(Box<str>),
     /// A query parameter.
     Query(Box<str>),
     /// A header, lower-case.
@@ -90,7 +88,6 @@ pub enum KeyPart {
 impl fmt::Display for KeyPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Path(name) => write!(f, "the path segment {{{name}}}"),
             Self::Query(name) => write!(f, "the query parameter '{name}'"),
             Self::Header(name) => write!(f, "the header '{name}'"),
         }

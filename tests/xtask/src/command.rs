@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Output, Stdio};
 
 use crate::failure::Failure;
@@ -24,6 +25,13 @@ pub(crate) fn cargo(layout: &Layout) -> Command {
         if ours {
             cargo.env_remove(name);
         }
+    }
+    // The host embeds the filter, and its build script looks for it in the usual place. Naming that place would make
+    // cargo build anew whatever it had built without the name, and the other way round.
+    if layout.target() == layout.root().join("target") {
+        cargo.env_remove("TURNSTILE_PLUGIN_WASM");
+    } else {
+        cargo.env("TURNSTILE_PLUGIN_WASM", layout.plugin());
     }
     cargo
 }
@@ -53,6 +61,13 @@ pub(crate) fn openly(command: &mut Command) -> Result<(), Failure> {
     println!("      $ {}", shown(command));
     let status = command.stdin(Stdio::null()).status().map_err(|error| not_started(command, &error))?;
     if status.success() { Ok(()) } else { Err(ended(command, status)) }
+}
+
+/// Turns into `command`, so that signals and the exit code are its own; returns only if it cannot be started.
+pub(crate) fn become_program(command: &mut Command) -> Failure {
+    println!("      $ {}", shown(command));
+    let error = command.exec();
+    not_started(command, &error)
 }
 
 /// What `command` prints on stdout, if it can be run and succeeds.

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::command::openly;
+use crate::command::become_program;
 use crate::failure::Failure;
 use crate::host::{self, Profile};
 use crate::layout::Layout;
@@ -21,5 +21,5 @@ pub(crate) fn run(layout: &Layout, arguments: &[String]) -> Result<(), Failure> 
     progress.open_step("running the demo");
     let mut demo = Command::new(layout.program(Profile::Release.directory(), "demo"));
     demo.current_dir(layout.root()).env("TURNSTILE_DEMO_DIR", layout.parts().join("demo")).args(arguments);
-    openly(host::tell_places(layout, Profile::Release, &mut demo))
+    Err(become_program(host::tell_places(layout, Profile::Release, &mut demo)))
 }

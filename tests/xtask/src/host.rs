@@ -37,15 +37,14 @@ pub(crate) fn build(layout: &Layout, profile: Profile, extra: &[&str]) -> Result
     if let Profile::Release = profile {
         build.arg("--release");
     }
-    build.env("TURNSTILE_PLUGIN_WASM", layout.plugin());
     quietly(layout, "host", &mut build)?;
     Ok(((), Done::Now))
 }
 
-/// Sets the variables by which the tests' crate finds the parts.
+/// Sets the variables by which the tests' crate finds the parts; that of the filter is set where it is needed
+/// (see [`cargo`]).
 pub(crate) fn tell_places<'a>(layout: &Layout, profile: Profile, command: &'a mut Command) -> &'a mut Command {
     command
         .env("TURNSTILE_ENVOY", layout.envoy())
-        .env("TURNSTILE_PLUGIN_WASM", layout.plugin())
         .env("TURNSTILE_BIN", layout.program(profile.directory(), "turnstile"))
 }

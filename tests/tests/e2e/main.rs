@@ -1,0 +1,12 @@
+//! Turnstile as its users meet it: the shipped Envoy configuration and filter in a real Envoy, a real host, and an
+//! application behind them that records who was in it when.
+
+mod delays;
+mod endings;
+mod faults;
+mod hostile;
+mod replies;
+mod serialise;
+mod shipped;
+mod table;
+mod turns;
