@@ -153,7 +153,7 @@ fn every_mutation_is_caught() {
         (engine(Mutation::LastComeFirstServed), "I4"),
         (engine(Mutation::TimeoutNotTold), "I5"),
         (engine(Mutation::PredecessorIgnored), "I1"),
-        (Sabotage { engine: None, anchor_at_receipt: true }, "I"),
+        (Sabotage { engine: None, anchor_at_receipt: true }, "I3"),
     ];
     for (sabotage, expected) in mutants {
         let caught = (0..MUTANT_RUNS).find_map(|seed| {
