@@ -33,6 +33,8 @@ pub struct Engine {
     /// Keys whose next grant waits for the lease to be renewed.
     pub(crate) stalled: BTreeSet<KeyIndex>,
     pub(crate) commands: VecDeque<Command>,
+    /// While several changes belong together: the keys whose next steps wait until all are made.
+    pub(crate) held_back: Option<BTreeSet<KeyIndex>>,
     last_claim: u64,
     fault: Option<Fault>,
     mutation: Option<Mutation>,
@@ -60,6 +62,7 @@ impl Engine {
             timers: Timers::default(),
             stalled: BTreeSet::new(),
             commands: VecDeque::new(),
+            held_back: None,
             last_claim: 0,
             fault: None,
             mutation: None,

@@ -193,7 +193,7 @@ impl Queue {
         self.live.last_key_value().map(|(_, request)| *request)
     }
 
-    #[cfg(any(test, debug_assertions))]
+    #[cfg(any(test, debug_assertions, feature = "mutations"))]
     pub(crate) fn has(&self, ticket: Ticket, place: Place, is_try: bool) -> bool {
         let side = if place == Place::Live { &self.live } else { &self.passed_over };
         side.contains_key(&ticket) && self.tries.contains_key(&ticket) == is_try
@@ -308,12 +308,12 @@ impl Keys {
         self.get_mut(index)?.idle.as_mut().ok_or(Fault::Broken("the list of idle keys is torn"))
     }
 
-    #[cfg(any(test, debug_assertions))]
+    #[cfg(any(test, debug_assertions, feature = "mutations"))]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (KeyIndex, &Key)> {
         self.slab.iter().map(|(index, key)| (KeyIndex(index as u32), key))
     }
 
-    #[cfg(any(test, debug_assertions))]
+    #[cfg(any(test, debug_assertions, feature = "mutations"))]
     pub(crate) fn walk_idle(&self) -> impl Iterator<Item = (KeyIndex, Instant)> {
         let links =
             |index: KeyIndex| self.slab.get(index.0 as usize).and_then(|key| key.idle).map(|idle| (index, idle));

@@ -6,7 +6,7 @@
 //! leave it as commands. Invariants are numbered as in ARCHITECTURE.md; [`Engine::check`] asserts them.
 
 mod acquire;
-#[cfg(any(test, debug_assertions))]
+#[cfg(any(test, debug_assertions, feature = "mutations"))]
 mod check;
 mod command;
 mod config;

@@ -1,6 +1,7 @@
 //! The next step of a key: the one place that decides when to claim, grant, yield and forget.
 
 use core::time::Duration;
+use std::collections::BTreeSet;
 
 use crate::engine::Phase;
 use crate::fault::{Fault, Step};
@@ -37,8 +38,22 @@ pub(crate) enum KeyStep {
 }
 
 impl Engine {
+    /// Makes several changes as one: no key takes a step on part of them.
+    pub(crate) fn together(&mut self, changes: impl FnOnce(&mut Self) -> Step) -> Step {
+        self.held_back = Some(BTreeSet::new());
+        changes(self)?;
+        for index in self.held_back.take().unwrap_or_default() {
+            self.pump(index)?;
+        }
+        Ok(())
+    }
+
     /// Takes steps until the key rests.
     pub(crate) fn pump(&mut self, index: KeyIndex) -> Step {
+        if let Some(held_back) = &mut self.held_back {
+            held_back.insert(index);
+            return Ok(());
+        }
         loop {
             match self.next_step(index)? {
                 KeyStep::Rest => return Ok(()),

@@ -126,7 +126,7 @@ impl Requests {
         self.slab.len() - self.holds
     }
 
-    #[cfg(any(test, debug_assertions))]
+    #[cfg(any(test, debug_assertions, feature = "mutations"))]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (RequestIndex, &Request)> {
         self.slab.iter().map(|(index, request)| (RequestIndex(index as u32), request))
     }

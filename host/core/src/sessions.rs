@@ -64,7 +64,7 @@ impl Sessions {
         self.by_id.get(&holder.session)?.requests.get(&holder.request).copied()
     }
 
-    #[cfg(any(test, debug_assertions))]
+    #[cfg(any(test, debug_assertions, feature = "mutations"))]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (SessionId, &Session)> {
         self.by_id.iter().map(|(id, session)| (*id, session))
     }
@@ -126,45 +126,49 @@ impl Engine {
         self.place_waiters(id, Place::PassedOver)
     }
 
-    /// The order matters: what the client gave back comes first; then what it lacks; its waiters get a turn again
-    /// only when the tables agree; requests that never reached us queue behind them; the ack comes last, so that it
-    /// renews nothing that was lost.
-    pub(crate) fn resume_session(&mut self, id: SessionId, seq: HeartbeatSeq, resume: Resume) -> Step {
+    /// The beliefs are compared as one change, so that nobody is granted on half of it: the session's own waiters
+    /// stand in their places when its releases free a key. Requests that never reached us queue behind all others.
+    /// The ack comes last: it renews nothing that was lost.
+    pub(crate) fn resume_session(&mut self, id: SessionId, seq: HeartbeatSeq, mut resume: Resume) -> Step {
         if !self.knows_session(id) {
             return Ok(());
-        }
-        self.suspend_session(id)?;
-        let forgetful = self.mutated(Mutation::ReleaseLostInResume);
-        if !forgetful {
-            for (request, ending) in &resume.releases {
-                self.release(id, *request, *ending)?;
-            }
         }
         let session = self.sessions.get_mut(id)?;
         session.heard = self.now;
         session.seq = session.seq.max(seq);
-
-        for request in &resume.holds {
-            self.compare_hold(HolderId { session: id, request: *request })?;
-        }
-        let mut listed: BTreeSet<RequestId> = resume.holds.iter().copied().collect();
-        listed.extend(resume.waiters.iter().map(|acquire| acquire.request));
-        if forgetful {
-            listed.extend(resume.releases.iter().map(|(request, _)| *request));
-        }
-        self.end_unlisted(id, &listed)?;
+        session.link = Link::Connected;
+        let waiters = core::mem::take(&mut resume.waiters);
         let mut unknown = Vec::new();
-        for acquire in resume.waiters {
-            if !self.compare_waiter(id, &acquire)? {
-                unknown.push(acquire);
+        self.together(|engine| {
+            engine.compare(id, &resume, &waiters)?;
+            for acquire in waiters {
+                if !engine.compare_waiter(id, &acquire)? {
+                    unknown.push(acquire);
+                }
             }
-        }
-        self.sessions.get_mut(id)?.link = Link::Connected;
-        self.place_waiters(id, Place::Live)?;
+            engine.place_waiters(id, Place::Live)
+        })?;
         for acquire in unknown {
             self.admit(id, acquire)?;
         }
         self.acknowledge(id)
+    }
+
+    /// Everything but the waiters that the client lists.
+    fn compare(&mut self, session: SessionId, resume: &Resume, waiters: &[Acquire]) -> Step {
+        let mut listed: BTreeSet<RequestId> = resume.holds.iter().copied().collect();
+        listed.extend(waiters.iter().map(|acquire| acquire.request));
+        for (request, ending) in &resume.releases {
+            if self.mutated(Mutation::ReleaseLostInResume) {
+                listed.insert(*request);
+            } else {
+                self.release(session, *request, *ending)?;
+            }
+        }
+        for request in &resume.holds {
+            self.compare_hold(HolderId { session, request: *request })?;
+        }
+        self.end_unlisted(session, &listed)
     }
 
     /// The client believes that it holds.
@@ -206,21 +210,15 @@ impl Engine {
         }
     }
 
-    /// What the client did not list: it does not wait any more, and what became of a hold we cannot know. Waiters go
-    /// first, so that none of them is answered when a hold ends.
-    fn end_unlisted(&mut self, session: SessionId, listed: &BTreeSet<RequestId>) -> Step {
-        let all = &self.sessions.get(session)?.requests;
-        let unlisted: Vec<RequestId> = all.keys().filter(|request| !listed.contains(request)).copied().collect();
-        for waiters in [true, false] {
-            for request in &unlisted {
-                // Looked up by name: what happened to the one before may have moved this one.
-                let Some(index) = self.sessions.request(HolderId { session, request: *request }) else { continue };
-                match self.requests.get(index)?.stage {
-                    Stage::Waiting(_) if waiters => self.drop_waiter(index)?,
-                    Stage::Waiting(_) => return Err(Fault::Broken("a waiter came back")),
-                    Stage::Holding(_) | Stage::Ending { .. } if waiters => {}
-                    Stage::Holding(_) | Stage::Ending { .. } => self.end_hold(index, Ending::Unclean)?,
-                }
+    /// What the client did not list: it does not wait any more, and what became of a hold we cannot know.
+    fn end_unlisted(&mut self, id: SessionId, listed: &BTreeSet<RequestId>) -> Step {
+        let all = &self.sessions.get(id)?.requests;
+        let unlisted: Vec<RequestIndex> =
+            all.iter().filter(|(request, _)| !listed.contains(request)).map(|(_, index)| *index).collect();
+        for index in unlisted {
+            match self.requests.get(index)?.stage {
+                Stage::Waiting(_) => self.drop_waiter(index)?,
+                Stage::Holding(_) | Stage::Ending { .. } => self.end_hold(index, Ending::Unclean)?,
             }
         }
         Ok(())
@@ -239,10 +237,7 @@ impl Engine {
             return Err(Fault::PromiseOutlivesSession(id));
         }
         self.emit(Command::EndSession { session: id, reason: EndReason::Expired });
-        // All waiters leave before any hold ends, so that none of them is granted what a dead session held.
-        self.sessions.get_mut(id)?.link = Link::Suspended;
-        self.place_waiters(id, Place::PassedOver)?;
-        self.end_unlisted(id, &BTreeSet::new())?;
+        self.together(|engine| engine.end_unlisted(id, &BTreeSet::new()))?;
         self.sessions.by_id.remove(&id);
         Ok(())
     }

@@ -49,12 +49,12 @@ impl Timers {
         self.set.pop_first().map(|(_, timer)| timer)
     }
 
-    #[cfg(any(test, debug_assertions))]
+    #[cfg(any(test, debug_assertions, feature = "mutations"))]
     pub(crate) fn has(&self, at: Instant, timer: Timer) -> bool {
         self.set.contains(&(at, timer))
     }
 
-    #[cfg(any(test, debug_assertions))]
+    #[cfg(any(test, debug_assertions, feature = "mutations"))]
     pub(crate) fn len(&self) -> usize {
         self.set.len()
     }
