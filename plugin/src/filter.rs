@@ -1,30 +1,32 @@
-//! The one file that calls the proxy: its callbacks come in here, and its functions are called from here.
+//! The one module that calls the proxy: its callbacks come in here; what they ask of a request is in `proxy`.
 //!
 //! What the proxy's functions do to *another* request (resume, reply) happens after the callback has returned, except
 //! for a reset, which may call back into the filter at once. So nothing is borrowed while they are called.
 
-use core::cell::{OnceCell, RefCell};
+mod proxy;
+
+use core::cell::RefCell;
 use core::time::Duration;
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{Action, BufferType, ContextType, GrpcStatusCode, LogLevel, MapType, MetricType, Status};
+use proxy_wasm::types::{Action, BufferType, ContextType, LogLevel, MetricType};
 use turnstile_protocol::v1::{Ending, Who};
 use turnstile_protocol::{METHOD, SERVICE, headers};
-use turnstile_rules::{Decision, FilterConfig, HeaderValues, RequestView, Rule};
+use turnstile_rules::{Decision, FilterConfig, RequestView, Rule};
 
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::{Instant, now, random};
 use crate::ending::Facts;
 use crate::flow::{Effect, Event, Flow};
-use crate::reply::{GrpcStatus, MEDIA_TYPE, Reply};
+use crate::reply::Reply;
 use crate::session::{Ask, Names, Outcome, Output, Rejection, RequestRef, StreamToken, TICK};
 use crate::sessions::Sessions;
 use crate::stats::{Stat, Stats};
+use proxy::{Deed, OURS, View, answer, number, property, strip, text};
 
 proxy_wasm::main! {{
     proxy_wasm::set_log_level(LogLevel::Info);
@@ -37,11 +39,6 @@ const SETTLED_PER_CALLBACK: usize = 16;
 const IDLE_TICK: Duration = Duration::from_secs(1);
 /// Guarded requests at once, whatever their state.
 const REQUESTS_MAX: usize = 20_000;
-/// Headers that upstreams trust, and that only the filter may set.
-const OURS: [&str; 3] = [headers::TOKEN, headers::KEY, headers::HOLDER];
-/// As much of a path goes into [`Who`].
-const WHO_PATH_BYTES: usize = 256;
-
 /// One configuration of the filter in this worker. During an update, the old one lives on beside the new one.
 struct Root {
     id: u32,
@@ -143,39 +140,6 @@ impl Root {
             worker.flush();
             worker.hop_if_needed();
             worker.adapt_tick();
-        }
-    }
-}
-
-/// What to do to a request that is not the one whose callback this is.
-enum Deed {
-    Admit { token: u64, key: String },
-    Bypass,
-    Reply(Reply),
-    Reset,
-}
-
-impl Deed {
-    fn carry_out(self, request: RequestRef) {
-        if hostcalls::set_effective_context(request.0).is_err() {
-            return;
-        }
-        let done = match self {
-            Self::Admit { token, key } => {
-                let token = token.to_string();
-                set_header(headers::TOKEN, token.as_bytes())
-                    .and_then(|()| set_header(headers::KEY, key.as_bytes()))
-                    .and_then(|()| hostcalls::resume_http_request())
-            }
-            Self::Bypass => {
-                strip(&OURS);
-                hostcalls::resume_http_request()
-            }
-            Self::Reply(reply) => send(&reply),
-            Self::Reset => hostcalls::reset_http_request(),
-        };
-        if let Err(status) = done {
-            log::error!("the proxy refused to go on with a request: {status:?}");
         }
     }
 }
@@ -480,94 +444,4 @@ impl Worker {
             }
         }
     }
-}
-
-/// The request of this callback, as the rules see it. What is read once is kept.
-#[derive(Default)]
-struct View {
-    method: OnceCell<Vec<u8>>,
-    path: OnceCell<Vec<u8>>,
-}
-
-impl RequestView for View {
-    fn method(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.method.get_or_init(|| header(":method").unwrap_or_default()))
-    }
-
-    fn authority(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(header(":authority").unwrap_or_default())
-    }
-
-    fn path(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.path.get_or_init(|| header(":path").unwrap_or_default()))
-    }
-
-    fn header(&self, name: &str) -> HeaderValues<'_> {
-        header(name).map_or(HeaderValues::Absent, |value| HeaderValues::One(Cow::Owned(value)))
-    }
-}
-
-impl View {
-    /// The path without its query, which is nobody's business.
-    fn bare_path(&self) -> String {
-        let path = self.path();
-        text(path.split(|&byte| byte == b'?').next().unwrap_or_default(), WHO_PATH_BYTES)
-    }
-}
-
-/// Takes away headers that only the filter may set. Looks first: a change makes the proxy route the request again.
-fn strip(names: &[&str]) {
-    for name in names {
-        if header(name).is_some() {
-            let _ = hostcalls::remove_map_value(MapType::HttpRequestHeaders, name);
-        }
-    }
-}
-
-/// Overwrites whatever the client sent.
-fn set_header(name: &str, value: &[u8]) -> Result<(), Status> {
-    hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, name, Some(value))
-}
-
-fn text(bytes: &[u8], max: usize) -> String {
-    String::from_utf8_lossy(bytes.get(..max).unwrap_or(bytes)).into_owned()
-}
-
-fn header(name: &str) -> Option<Vec<u8>> {
-    hostcalls::get_map_value_bytes(MapType::HttpRequestHeaders, name).ok().flatten()
-}
-
-fn property(path: &[&str]) -> Option<Vec<u8>> {
-    hostcalls::get_property(path.to_vec()).ok().flatten()
-}
-
-fn number(path: &[&str]) -> Option<u64> {
-    property(path).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes)
-}
-
-/// Answers the request of this callback.
-fn answer(reply: &Reply) -> Action {
-    if let Err(status) = send(reply) {
-        log::error!("the proxy refused a reply: {status:?}");
-    }
-    Action::Pause
-}
-
-/// Answers the request of the effective context.
-fn send(reply: &Reply) -> Result<(), Status> {
-    let retry_after = reply.retry_after_s.map(|seconds| seconds.to_string());
-    let content_type = property(&["request", "headers", "content-type"]).unwrap_or_default();
-    if content_type.starts_with(b"application/grpc") {
-        let metadata = retry_after.iter().map(|value| ("retry-after", value.as_bytes())).collect();
-        let status = match reply.grpc_status {
-            GrpcStatus::InvalidArgument => GrpcStatusCode::InvalidArgument,
-            GrpcStatus::Aborted => GrpcStatusCode::Aborted,
-            GrpcStatus::Internal => GrpcStatusCode::Internal,
-            GrpcStatus::Unavailable => GrpcStatusCode::Unavailable,
-        };
-        return hostcalls::send_grpc_response(status, Some(reply.detail()), metadata);
-    }
-    let mut headers = vec![("content-type", MEDIA_TYPE)];
-    headers.extend(retry_after.as_deref().map(|value| ("retry-after", value)));
-    hostcalls::send_http_response(reply.status, headers, Some(&reply.body()))
 }

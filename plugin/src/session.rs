@@ -11,6 +11,8 @@ mod outbox;
 mod pulse;
 mod receive;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
 use core::time::Duration;

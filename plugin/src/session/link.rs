@@ -101,8 +101,13 @@ impl Session {
     }
 
     pub(super) fn tick_link(&mut self, now: Instant) {
-        if self.identity.as_ref().is_some_and(|identity| identity.heard + identity.ttl <= now) && !self.link.is_live() {
+        let expired = self.identity.as_ref().is_some_and(|identity| identity.heard + identity.ttl <= now);
+        if expired && !self.link.is_live() {
             self.forget_session(now);
+            // A Hello that resumes it may be under way, and must not be answered with what we have just forgotten.
+            if matches!(self.link, Link::Greeting { .. }) {
+                self.give_up_stream(now);
+            }
         }
         match self.link {
             Link::Idle => {}
