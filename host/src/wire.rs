@@ -47,11 +47,20 @@ pub fn parse_item(session: SessionId, item: v1::ClientItem) -> Result<Parsed, &'
 
 const RELEASE_WITHOUT_ENDING: &str = "a Release without an ending";
 
-/// Parses what a resuming client believes. Waiters that cannot be parsed come back as refused.
+/// What a resuming client believes, as far as it can be understood.
+#[derive(Debug)]
+pub struct ParsedResume {
+    /// For the engine.
+    pub beliefs: Resume,
+    /// Waiters that must be answered with a rejection.
+    pub refused: Vec<(RequestId, v1::RejectReason)>,
+}
+
+/// Parses what a resuming client believes.
 ///
 /// # Errors
 /// How it breaks the protocol, so that the stream must end.
-pub fn parse_resume(resume: v1::Resume) -> Result<(Resume, Vec<(RequestId, v1::RejectReason)>), &'static str> {
+pub fn parse_resume(resume: v1::Resume) -> Result<ParsedResume, &'static str> {
     let mut waiters = Vec::with_capacity(resume.waiters.len());
     let mut refused = Vec::new();
     for acquire in resume.waiters {
@@ -63,7 +72,7 @@ pub fn parse_resume(resume: v1::Resume) -> Result<(Resume, Vec<(RequestId, v1::R
     let holds = resume.holds.into_iter().map(RequestId).collect();
     let releases = resume.releases.into_iter().map(parse_release).collect::<Option<_>>();
     let releases = releases.ok_or(RELEASE_WITHOUT_ENDING)?;
-    Ok((Resume { waiters, holds, releases }, refused))
+    Ok(ParsedResume { beliefs: Resume { waiters, holds, releases }, refused })
 }
 
 fn parse_acquire(acquire: &v1::Acquire) -> Result<Acquire, v1::RejectReason> {

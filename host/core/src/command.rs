@@ -6,6 +6,7 @@ use crate::{ClaimId, HeartbeatSeq, LockKey, RequestId, SessionId, Token};
 
 /// One effect. Commands of one session, and commands about one key, must be carried out in the order they come.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // The fields' names and types say it all.
 pub enum Command {
     /// The waiter is now a holder. It may believe so until the instant it sent heartbeat `seq`, plus `valid`.
     Grant { session: SessionId, request: RequestId, token: Token, waited: Duration, seq: HeartbeatSeq, valid: Duration },

@@ -6,6 +6,7 @@ use crate::{ClaimId, Epoch, HeartbeatSeq, Instant, LockKey, Mode, RequestId, Ses
 
 /// One fact from outside: from a session, from the store, or from the operator.
 #[derive(Clone, Debug)]
+#[allow(missing_docs)] // The fields' names and types say it all.
 pub enum Input {
     /// A client said Hello, which counts as heartbeat `seq`. Refused with
     /// [`Command::EndSession`](crate::Command::EndSession) when there are too many sessions.

@@ -5,16 +5,33 @@
 //! knows nothing of sockets or stores: ownership of keys and the host's lease reach it as inputs, claims and grants
 //! leave it as commands. Invariants are numbered as in ARCHITECTURE.md; [`Engine::check`] asserts them.
 
+mod acquire;
+#[cfg(any(test, debug_assertions))]
+mod check;
 mod command;
 mod config;
 mod engine;
+mod fault;
+mod holds;
 mod input;
+mod keys;
+mod mutation;
 mod names;
+mod ownership;
+mod promise;
+mod pump;
+mod requests;
+mod sessions;
 mod time;
+mod timers;
 
 pub use command::{Command, EndReason, LostReason, RejectReason};
 pub use config::{Config, HandoffBudget};
 pub use engine::Engine;
+pub use fault::Fault;
 pub use input::{Acquire, Ending, Input, Resume};
+#[cfg(feature = "mutations")]
+#[doc(hidden)]
+pub use mutation::Mutation;
 pub use names::{ClaimId, Epoch, HeartbeatSeq, HolderId, InvalidLockKey, LockKey, Mode, RequestId, SessionId, Token};
 pub use time::Instant;

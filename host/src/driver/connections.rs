@@ -8,10 +8,10 @@ use std::task::{Context, Poll};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
-use turnstile_core::{EndReason, HeartbeatSeq, Input, SessionId};
+use turnstile_core::{EndReason, HeartbeatSeq, Input, RequestId, SessionId};
 use turnstile_protocol::{VERSION, v1};
 
-use crate::wire;
+use crate::wire::{self, ParsedResume};
 
 /// Items that may wait for a slow reader; past them its stream is closed (and the session suspended).
 const OUTBOUND_ITEMS_MAX: usize = 65_536;
@@ -20,7 +20,7 @@ const OUTBOUND_ITEMS_MAX: usize = 65_536;
 const MESSAGE_ITEMS_MAX: usize = 4_096;
 
 /// Counts the streams of one session.
-pub type Generation = u64;
+type Generation = u64;
 
 /// A stream's request to become a session's current one.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub struct Opened {
     /// Its session.
     pub session: SessionId,
     /// Its place among the streams of that session.
-    pub generation: Generation,
+    pub generation: u64,
 }
 
 /// Why a Hello was refused.
@@ -52,7 +52,7 @@ pub enum Refusal {
     Version(u32),
     /// A newer stream of the session is already there.
     #[error("the session has a stream of generation {0} already")]
-    Superseded(Generation),
+    Superseded(u64),
     /// Not a message of this protocol.
     #[error("{0}")]
     Malformed(&'static str),
@@ -130,6 +130,14 @@ struct CurrentStream {
     alive: Option<oneshot::Sender<()>>,
 }
 
+/// A Hello that is let in.
+struct Admitted {
+    opened: Opened,
+    input: Input,
+    /// Waiters of a resume that could not be understood.
+    refused: Vec<(RequestId, v1::RejectReason)>,
+}
+
 /// All sessions, connected or suspended.
 pub(super) struct Connections {
     welcome: v1::Welcome,
@@ -152,7 +160,8 @@ impl Connections {
                 let _ = reply.send(Err(refusal));
                 None
             }
-            Ok((opened, resumed, input, refused)) => {
+            Ok(Admitted { opened, input, refused }) => {
+                let resumed = matches!(input, Input::ResumeSession { .. });
                 let connection = Connection {
                     generation: opened.generation,
                     stream: Some(CurrentStream { outbound, alive: Some(alive) }),
@@ -174,11 +183,7 @@ impl Connections {
         }
     }
 
-    #[allow(clippy::type_complexity)]
-    fn admit(
-        &self,
-        hello: v1::Hello,
-    ) -> Result<(Opened, bool, Input, Vec<(turnstile_core::RequestId, v1::RejectReason)>), Refusal> {
+    fn admit(&self, hello: v1::Hello) -> Result<Admitted, Refusal> {
         if hello.protocol_version != VERSION {
             return Err(Refusal::Version(hello.protocol_version));
         }
@@ -190,15 +195,16 @@ impl Connections {
                 if generation <= connection.generation {
                     return Err(Refusal::Superseded(connection.generation));
                 }
-                let (resume, refused) = wire::parse_resume(resume).map_err(Refusal::Malformed)?;
-                let input = Input::ResumeSession { session, seq, resume };
-                return Ok((Opened { session, generation }, true, input, refused));
+                let ParsedResume { beliefs, refused } = wire::parse_resume(resume).map_err(Refusal::Malformed)?;
+                let input = Input::ResumeSession { session, seq, resume: beliefs };
+                return Ok(Admitted { opened: Opened { session, generation }, input, refused });
             }
         }
         let mut id = [0; 8];
         getrandom::fill(&mut id).map_err(|_| Refusal::NoRandomness)?;
         let session = SessionId(u64::from_ne_bytes(id));
-        Ok((Opened { session, generation }, false, Input::OpenSession { session, seq }, Vec::new()))
+        let input = Input::OpenSession { session, seq };
+        Ok(Admitted { opened: Opened { session, generation }, input, refused: Vec::new() })
     }
 
     pub(super) fn is_current(&self, opened: Opened) -> bool {

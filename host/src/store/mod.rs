@@ -7,11 +7,11 @@
 //! A store does not talk to the lock engine, nor decide when to retry: the driver does both, by a `match` on
 //! [`StoreError`].
 
+pub mod sqlite;
+
 use std::time::Duration;
 
 use turnstile_core::{ClaimId, Epoch, Instant, LockKey};
-
-pub mod sqlite;
 
 /// A connection of one incarnation to a store. Events go into the channel that the concrete store was opened with.
 pub trait Store: Send + Sync {

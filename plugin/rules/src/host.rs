@@ -27,12 +27,14 @@ impl HostPattern {
         if text == "*" {
             return Err(source.fault(0, "for any host, leave the host out"));
         }
-        if let Some(inside) = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
-            let is_address = inside.parse::<std::net::Ipv6Addr>().is_ok() && !is_wildcard;
-            return if is_address {
+        if name.starts_with('[') {
+            let inside = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+            let is_address = inside.is_some_and(|inside| inside.parse::<std::net::Ipv6Addr>().is_ok());
+            let is_good = is_address && !is_wildcard;
+            return if is_good {
                 Ok(Self::Exact(name.to_ascii_lowercase().into()))
             } else {
-                Err(bad_host(source, 0))
+                Err(bad_host(source, name_at))
             };
         }
         if let Some(at) = name.find(':') {

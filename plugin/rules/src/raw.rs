@@ -52,27 +52,32 @@ impl<'a> RawRule<'a> {
 
     fn take_line(line: &Located<'a>, faults: &mut FaultList) -> Self {
         let mut raw = Self::default();
-        let mut words = words(line).into_iter();
-        match words.next() {
+        let mut words = words(line).into_iter().peekable();
+        let end = line.part(line.text.len(), line.text.len());
+        let is_target = |word: &Located<'_>| word.text.contains('/') && !is_option(word.text);
+        match words.next_if(|word| !is_target(word)) {
             Some(methods) => raw.methods = Some(split_methods(&methods)),
-            None => {
-                faults.push(line.fault(0, format!("an empty rule; expected {LINE_FORM}")));
-                return raw;
-            }
+            None => match words.peek() {
+                Some(target) => faults.push(target.fault(0, format!("the methods are missing; expected {LINE_FORM}"))),
+                None => {
+                    faults.push(line.fault(0, format!("an empty rule; expected {LINE_FORM}")));
+                    return raw;
+                }
+            },
         }
-        let mut options = words.peekable();
-        match options.next_if(|word| word.text.contains('/') && !is_option(word.text)) {
+        match words.next_if(|word| is_target(word)) {
             Some(target) => {
                 let path_at = target.text.find('/').unwrap_or(0);
                 raw.host = (path_at > 0).then(|| target.part(0, path_at));
                 raw.path = Some(target.part(path_at, target.text.len()));
             }
             None => {
-                let at = options.peek().map_or(line.part(line.text.len(), line.text.len()), Clone::clone);
-                faults.push(at.fault(0, "expected a path template after the methods, as in POST /accounts/{id}"));
+                let found = words.next_if(|word| !word.text.contains('=')).or_else(|| words.peek().cloned());
+                let message = "expected a path template after the methods, as in POST /accounts/{id}";
+                faults.push(found.unwrap_or(end).fault(0, message));
             }
         }
-        for option in options {
+        for option in words {
             raw.take_option(&option, faults);
         }
         if raw.key.is_none() {

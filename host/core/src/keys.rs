@@ -1,0 +1,324 @@
+//! The tracked keys: who owns them in the store, who holds and who waits, and which of them are idle.
+
+use core::time::Duration;
+use std::collections::{BTreeMap, HashMap};
+
+use slab::Slab;
+
+use crate::fault::{Fault, Step};
+use crate::requests::{Place, RequestIndex};
+use crate::{ClaimId, Epoch, Instant, LockKey, Token};
+
+/// A place in the table of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct KeyIndex(pub(crate) u32);
+
+/// A place in a key's queue: first come, first served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket(u64);
+
+/// One tracked key. A million idle ones must fit in memory: what only busy keys need is boxed.
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub(crate) name: LockKey,
+    pub(crate) ownership: Ownership,
+    /// The hold of the key, live or ending; shared holds will make it several.
+    pub(crate) holder: Option<RequestIndex>,
+    /// Not to be granted before then.
+    pub(crate) quarantine: Option<Instant>,
+    pub(crate) queue: Option<Box<Queue>>,
+    pub(crate) last_token: Option<Token>,
+    /// When the store had last given us the key or a place in its queue, if it does not any more.
+    pub(crate) heard: Option<Instant>,
+    /// Moving average of hold times, in microseconds.
+    pub(crate) typical_hold_us: Option<u32>,
+    idle: Option<IdleLinks>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct IdleLinks {
+    since: Instant,
+    before: Option<KeyIndex>,
+    after: Option<KeyIndex>,
+}
+
+/// What the store says about a key.
+#[derive(Debug)]
+pub(crate) enum Ownership {
+    /// Nothing: never asked, or lost. Tracked for a local hold or quarantine only.
+    None,
+    /// Asked for, not ours yet.
+    Claiming {
+        claim: ClaimId,
+        /// What the claim asked the record to remember.
+        asked: Duration,
+        queued: bool,
+    },
+    Owned(Owned),
+}
+
+/// A key that is ours to grant.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    /// The claim that was answered last.
+    pub(crate) claim: ClaimId,
+    pub(crate) epoch: Epoch,
+    pub(crate) next_sequence: u32,
+    /// The lock delay that the store's record remembers: what a dead host's successor will keep.
+    pub(crate) lock_delay: Duration,
+    /// The largest lock delay that a claim asked for.
+    pub(crate) asked: Duration,
+    /// The one claim that is on its way: for a larger lock delay or a new epoch.
+    pub(crate) pending: Option<ClaimId>,
+    /// A new epoch was asked for, and has not come.
+    pub(crate) epoch_asked: bool,
+    /// Another host wants the key.
+    pub(crate) contention: Option<Box<Contention>>,
+}
+
+/// What is left of the handoff budget.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Contention {
+    pub(crate) grants_left: u32,
+    pub(crate) until: Instant,
+}
+
+impl Owned {
+    /// The next grant's token; `None` when the epoch's tokens are used up.
+    pub(crate) fn next_token(&self) -> Option<Token> {
+        Token::new(self.epoch, self.next_sequence)
+    }
+
+    /// Whether it is time to ask for a new epoch: early enough that grants go on meanwhile.
+    pub(crate) fn wants_epoch(&self) -> bool {
+        !self.epoch_asked && self.next_sequence > Token::SEQUENCE_MAX / 4 * 3 && self.epoch < Token::EPOCH_MAX
+    }
+}
+
+impl Contention {
+    pub(crate) fn exhausted(&self, now: Instant) -> bool {
+        self.grants_left == 0 || self.until <= now
+    }
+}
+
+impl Key {
+    fn new(name: LockKey) -> Self {
+        Self {
+            name,
+            ownership: Ownership::None,
+            holder: None,
+            quarantine: None,
+            queue: None,
+            last_token: None,
+            heard: None,
+            typical_hold_us: None,
+            idle: None,
+        }
+    }
+
+    /// Neither held nor in quarantine.
+    pub(crate) fn is_free(&self) -> bool {
+        self.holder.is_none() && self.quarantine.is_none()
+    }
+
+    pub(crate) fn waiters(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.len())
+    }
+
+    pub(crate) fn first_live(&self) -> Option<RequestIndex> {
+        self.queue.as_ref()?.live.first_key_value().map(|(_, request)| *request)
+    }
+
+    pub(crate) fn first_try(&self) -> Option<RequestIndex> {
+        self.queue.as_ref()?.tries.first_key_value().map(|(_, request)| *request)
+    }
+
+    pub(crate) fn is_listed_idle(&self) -> bool {
+        self.idle.is_some()
+    }
+
+    /// Takes the time of a hold that ended into the average, one eighth of it.
+    pub(crate) fn learn_hold(&mut self, held: Duration) {
+        let sample = u32::try_from(held.as_micros()).unwrap_or(u32::MAX);
+        self.typical_hold_us = Some(match self.typical_hold_us {
+            None => sample,
+            Some(before) => before - before / 8 + sample / 8,
+        });
+    }
+}
+
+/// The waiters of a key.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    live: BTreeMap<Ticket, RequestIndex>,
+    passed_over: BTreeMap<Ticket, RequestIndex>,
+    tries: BTreeMap<Ticket, RequestIndex>,
+    next_ticket: u64,
+    /// The largest lock delay asked for since the queue was last empty.
+    pub(crate) lock_delay: Duration,
+}
+
+impl Queue {
+    pub(crate) fn len(&self) -> usize {
+        self.live.len() + self.passed_over.len()
+    }
+
+    pub(crate) fn push(&mut self, request: RequestIndex, place: Place, is_try: bool, lock_delay: Duration) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.side(place).insert(ticket, request);
+        if is_try {
+            self.tries.insert(ticket, request);
+        }
+        self.lock_delay = self.lock_delay.max(lock_delay);
+        ticket
+    }
+
+    pub(crate) fn shift(&mut self, ticket: Ticket, request: RequestIndex, from: Place, to: Place) {
+        self.side(from).remove(&ticket);
+        self.side(to).insert(ticket, request);
+    }
+
+    pub(crate) fn remove(&mut self, ticket: Ticket, place: Place) {
+        self.side(place).remove(&ticket);
+        self.tries.remove(&ticket);
+    }
+
+    pub(crate) fn first(&self) -> Option<RequestIndex> {
+        let sides = [self.live.first_key_value(), self.passed_over.first_key_value()];
+        sides.into_iter().flatten().min_by_key(|(ticket, _)| **ticket).map(|(_, request)| *request)
+    }
+
+    pub(crate) fn last_live(&self) -> Option<RequestIndex> {
+        self.live.last_key_value().map(|(_, request)| *request)
+    }
+
+    #[cfg(any(test, debug_assertions))]
+    pub(crate) fn has(&self, ticket: Ticket, place: Place, is_try: bool) -> bool {
+        let side = if place == Place::Live { &self.live } else { &self.passed_over };
+        side.contains_key(&ticket) && self.tries.contains_key(&ticket) == is_try
+    }
+
+    fn side(&mut self, place: Place) -> &mut BTreeMap<Ticket, RequestIndex> {
+        match place {
+            Place::Live => &mut self.live,
+            Place::PassedOver => &mut self.passed_over,
+        }
+    }
+}
+
+/// All tracked keys, and the list of the idle ones, longest idle first.
+#[derive(Debug, Default)]
+pub(crate) struct Keys {
+    by_name: HashMap<LockKey, KeyIndex>,
+    slab: Slab<Key>,
+    owned: usize,
+    first_idle: Option<KeyIndex>,
+    last_idle: Option<KeyIndex>,
+}
+
+impl Keys {
+    pub(crate) fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    pub(crate) fn owned(&self) -> usize {
+        self.owned
+    }
+
+    pub(crate) fn find(&self, name: &LockKey) -> Option<KeyIndex> {
+        self.by_name.get(name).copied()
+    }
+
+    pub(crate) fn insert(&mut self, name: LockKey) -> Step<KeyIndex> {
+        let index = self.slab.insert(Key::new(name.clone()));
+        let index = u32::try_from(index).map(KeyIndex).map_err(|_| Fault::Broken("the table of keys is full"))?;
+        self.by_name.insert(name, index);
+        Ok(index)
+    }
+
+    pub(crate) fn get(&self, index: KeyIndex) -> Step<&Key> {
+        self.slab.get(index.0 as usize).ok_or(Fault::Broken("no such key"))
+    }
+
+    pub(crate) fn get_mut(&mut self, index: KeyIndex) -> Step<&mut Key> {
+        self.slab.get_mut(index.0 as usize).ok_or(Fault::Broken("no such key"))
+    }
+
+    /// The key's ownership, if it is ours.
+    pub(crate) fn owned_mut(&mut self, index: KeyIndex) -> Step<&mut Owned> {
+        match &mut self.get_mut(index)?.ownership {
+            Ownership::Owned(owned) => Ok(owned),
+            _ => Err(Fault::Broken("the key is not ours")),
+        }
+    }
+
+    /// Sets who owns the key, and returns who did.
+    pub(crate) fn set_ownership(&mut self, index: KeyIndex, ownership: Ownership) -> Step<Ownership> {
+        let to_ours = matches!(ownership, Ownership::Owned(_));
+        let before = core::mem::replace(&mut self.get_mut(index)?.ownership, ownership);
+        self.owned += usize::from(to_ours);
+        self.owned -= usize::from(matches!(before, Ownership::Owned(_)));
+        Ok(before)
+    }
+
+    pub(crate) fn forget(&mut self, index: KeyIndex) -> Step {
+        self.unlist_idle(index)?;
+        let key = self.slab.try_remove(index.0 as usize).ok_or(Fault::Broken("no such key"))?;
+        self.owned -= usize::from(matches!(key.ownership, Ownership::Owned(_)));
+        self.by_name.remove(&key.name);
+        Ok(())
+    }
+
+    /// All keys, in an order that depends on nothing but past inputs.
+    pub(crate) fn indices(&self) -> Vec<KeyIndex> {
+        self.slab.iter().map(|(index, _)| KeyIndex(index as u32)).collect()
+    }
+
+    pub(crate) fn longest_idle(&self) -> Option<(KeyIndex, Instant)> {
+        let index = self.first_idle?;
+        let key = self.slab.get(index.0 as usize)?;
+        key.idle.map(|links| (index, links.since))
+    }
+
+    pub(crate) fn list_idle(&mut self, index: KeyIndex, since: Instant) -> Step {
+        let before = self.last_idle.replace(index);
+        match before {
+            Some(before) => self.idle_links(before)?.after = Some(index),
+            None => self.first_idle = Some(index),
+        }
+        self.get_mut(index)?.idle = Some(IdleLinks { since, before, after: None });
+        Ok(())
+    }
+
+    pub(crate) fn unlist_idle(&mut self, index: KeyIndex) -> Step {
+        let Some(links) = self.get_mut(index)?.idle.take() else { return Ok(()) };
+        match links.before {
+            Some(before) => self.idle_links(before)?.after = links.after,
+            None => self.first_idle = links.after,
+        }
+        match links.after {
+            Some(after) => self.idle_links(after)?.before = links.before,
+            None => self.last_idle = links.before,
+        }
+        Ok(())
+    }
+
+    fn idle_links(&mut self, index: KeyIndex) -> Step<&mut IdleLinks> {
+        self.get_mut(index)?.idle.as_mut().ok_or(Fault::Broken("the list of idle keys is torn"))
+    }
+
+    #[cfg(any(test, debug_assertions))]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (KeyIndex, &Key)> {
+        self.slab.iter().map(|(index, key)| (KeyIndex(index as u32), key))
+    }
+
+    #[cfg(any(test, debug_assertions))]
+    pub(crate) fn walk_idle(&self) -> impl Iterator<Item = (KeyIndex, Instant)> {
+        let links = |index: KeyIndex| self.slab.get(index.0 as usize).and_then(|key| key.idle).map(|idle| (index, idle));
+        let first = self.first_idle.and_then(links);
+        core::iter::successors(first, move |(_, idle)| idle.after.and_then(links))
+            .take(self.slab.len() + 1)
+            .map(|(index, idle)| (index, idle.since))
+    }
+}

@@ -1,0 +1,29 @@
+//! Deliberate faults. The simulation turns one on and must notice: a checker that misses it would miss the real thing.
+
+/// One rule of the engine to break. Without the feature `mutations` nothing can turn one on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "mutations"), allow(unreachable_pub))]
+pub enum Mutation {
+    /// An unclean end starts no quarantine.
+    NoLockDelay,
+    /// A hold told `Lost` ends at once, although its client may still believe in it.
+    EndBeforePromise,
+    /// Validities are not cut to the lease.
+    LeaseIgnored,
+    /// A grant does not wait until the store remembers its lock delay.
+    LockDelayNotRaised,
+    /// Every answer of the store starts the token sequence anew, and nobody looks.
+    SequenceReset,
+    /// A broken stream does not take the session's waiters out of turn.
+    SuspendedGranted,
+    /// A resume forgets the releases it brings, and keeps the holds.
+    ReleaseLostInResume,
+    /// A session is over after half its time.
+    SessionCutShort,
+    /// The last to come is the first served.
+    LastComeFirstServed,
+    /// A wait that is over is not answered.
+    TimeoutNotTold,
+    /// The dead predecessor's lock delays are not waited for.
+    PredecessorIgnored,
+}

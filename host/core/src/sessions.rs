@@ -1,0 +1,315 @@
+//! Sessions: the liveness of clients, what was promised to them, and the comparison of beliefs when one comes back.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::fault::{Fault, Step};
+use crate::mutation::Mutation;
+use crate::promise::{belief, validity};
+use crate::requests::{Place, RequestIndex, Stage};
+use crate::timers::Timer;
+use crate::{
+    Acquire, Command, EndReason, Ending, Engine, HeartbeatSeq, HolderId, Instant, LostReason, RequestId, Resume,
+    SessionId,
+};
+
+/// One client's liveness.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// When its last heartbeat was processed: the anchor of all that is promised.
+    pub(crate) heard: Instant,
+    pub(crate) seq: HeartbeatSeq,
+    /// The latest instant until which it may believe in its holds.
+    pub(crate) promise: Instant,
+    pub(crate) link: Link,
+    /// When its timer goes off; its end is `heard` + TTL, which is this or later.
+    pub(crate) looked_at: Instant,
+    pub(crate) requests: BTreeMap<RequestId, RequestIndex>,
+    pub(crate) waiters: usize,
+    pub(crate) last_request: Option<RequestId>,
+    /// Some of its waiters were passed over because it had gone quiet.
+    pub(crate) passed_over: bool,
+}
+
+/// Whether there is a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Link {
+    Connected,
+    Suspended,
+}
+
+/// All sessions. Nothing ever goes through them in the map's order.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    by_id: HashMap<SessionId, Session>,
+}
+
+impl Sessions {
+    pub(crate) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    pub(crate) fn find(&self, session: SessionId) -> Option<&Session> {
+        self.by_id.get(&session)
+    }
+
+    pub(crate) fn get(&self, session: SessionId) -> Step<&Session> {
+        self.by_id.get(&session).ok_or(Fault::Broken("no such session"))
+    }
+
+    pub(crate) fn get_mut(&mut self, session: SessionId) -> Step<&mut Session> {
+        self.by_id.get_mut(&session).ok_or(Fault::Broken("no such session"))
+    }
+
+    pub(crate) fn request(&self, holder: HolderId) -> Option<RequestIndex> {
+        self.by_id.get(&holder.session)?.requests.get(&holder.request).copied()
+    }
+
+    #[cfg(any(test, debug_assertions))]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SessionId, &Session)> {
+        self.by_id.iter().map(|(id, session)| (*id, session))
+    }
+}
+
+impl Engine {
+    pub(crate) fn open_session(&mut self, id: SessionId, seq: HeartbeatSeq) -> Step {
+        if self.sessions.find(id).is_some() {
+            return Err(Fault::SessionOpenedTwice(id));
+        }
+        if self.sessions.len() >= self.config.sessions_max {
+            self.emit(Command::EndSession { session: id, reason: EndReason::TooMany });
+            return Ok(());
+        }
+        let looked_at = self.now + self.session_ttl();
+        let session = Session {
+            heard: self.now,
+            seq,
+            promise: self.now,
+            link: Link::Connected,
+            looked_at,
+            requests: BTreeMap::new(),
+            waiters: 0,
+            last_request: None,
+            passed_over: false,
+        };
+        self.sessions.by_id.insert(id, session);
+        self.timers.set(looked_at, Timer::SessionSilent(id));
+        Ok(())
+    }
+
+    pub(crate) fn hear_session(&mut self, id: SessionId, seq: HeartbeatSeq) -> Step {
+        if !self.knows_session(id) {
+            return Ok(());
+        }
+        let session = self.sessions.get_mut(id)?;
+        // A number that does not grow is no news, and what comes of a stream that broke is none either.
+        if session.link == Link::Suspended || seq <= session.seq {
+            return Ok(());
+        }
+        session.heard = self.now;
+        session.seq = seq;
+        let passed_over = session.passed_over;
+        self.acknowledge(id)?;
+        if passed_over {
+            self.place_waiters(id, Place::Live)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn suspend_session(&mut self, id: SessionId) -> Step {
+        if !self.knows_session(id) {
+            return Ok(());
+        }
+        self.sessions.get_mut(id)?.link = Link::Suspended;
+        if self.mutated(Mutation::SuspendedGranted) {
+            return Ok(());
+        }
+        self.place_waiters(id, Place::PassedOver)
+    }
+
+    /// The order matters: what the client gave back comes first; then what it lacks; its waiters get a turn again
+    /// only when the tables agree; requests that never reached us queue behind them; the ack comes last, so that it
+    /// renews nothing that was lost.
+    pub(crate) fn resume_session(&mut self, id: SessionId, seq: HeartbeatSeq, resume: Resume) -> Step {
+        if !self.knows_session(id) {
+            return Ok(());
+        }
+        self.suspend_session(id)?;
+        let forgetful = self.mutated(Mutation::ReleaseLostInResume);
+        if !forgetful {
+            for (request, ending) in &resume.releases {
+                self.release(id, *request, *ending)?;
+            }
+        }
+        let session = self.sessions.get_mut(id)?;
+        session.heard = self.now;
+        session.seq = session.seq.max(seq);
+
+        for request in &resume.holds {
+            self.compare_hold(HolderId { session: id, request: *request })?;
+        }
+        let mut listed: BTreeSet<RequestId> = resume.holds.iter().copied().collect();
+        listed.extend(resume.waiters.iter().map(|acquire| acquire.request));
+        if forgetful {
+            listed.extend(resume.releases.iter().map(|(request, _)| *request));
+        }
+        self.end_unlisted(id, &listed)?;
+        let mut unknown = Vec::new();
+        for acquire in resume.waiters {
+            if !self.compare_waiter(id, &acquire)? {
+                unknown.push(acquire);
+            }
+        }
+        self.sessions.get_mut(id)?.link = Link::Connected;
+        self.place_waiters(id, Place::Live)?;
+        for acquire in unknown {
+            self.admit(id, acquire)?;
+        }
+        self.acknowledge(id)
+    }
+
+    /// The client believes that it holds.
+    fn compare_hold(&mut self, holder: HolderId) -> Step {
+        let HolderId { session, request } = holder;
+        let reason = match self.sessions.request(holder) {
+            None => LostReason::Unknown,
+            Some(index) => match self.requests.get(index)?.stage {
+                Stage::Holding(_) => return Ok(()),
+                Stage::Ending { reason, .. } => reason,
+                Stage::Waiting(_) => {
+                    self.drop_waiter(index)?;
+                    LostReason::Unknown
+                }
+            },
+        };
+        self.emit(Command::Lost { session, request, reason });
+        Ok(())
+    }
+
+    /// The client believes that it waits. False if we must take it as a new request.
+    fn compare_waiter(&mut self, session: SessionId, acquire: &Acquire) -> Step<bool> {
+        let holder = HolderId { session, request: acquire.request };
+        let Some(index) = self.sessions.request(holder) else { return Ok(false) };
+        match self.requests.get(index)?.stage {
+            Stage::Waiting(_) => {
+                self.hasten(index, acquire.wait)?;
+                Ok(true)
+            }
+            Stage::Holding(hold) => {
+                self.tell_grant(index, hold)?;
+                Ok(true)
+            }
+            // Neither the grant nor its loss reached the client: the hold never was, and the request still is.
+            Stage::Ending { .. } => {
+                self.end_hold(index, Ending::Unsent)?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// What the client did not list: it does not wait any more, and what became of a hold we cannot know. Waiters go
+    /// first, so that none of them is answered when a hold ends.
+    fn end_unlisted(&mut self, session: SessionId, listed: &BTreeSet<RequestId>) -> Step {
+        let all = &self.sessions.get(session)?.requests;
+        let unlisted: Vec<RequestId> = all.keys().filter(|request| !listed.contains(request)).copied().collect();
+        for waiters in [true, false] {
+            for request in &unlisted {
+                // Looked up by name: what happened to the one before may have moved this one.
+                let Some(index) = self.sessions.request(HolderId { session, request: *request }) else { continue };
+                match self.requests.get(index)?.stage {
+                    Stage::Waiting(_) if waiters => self.drop_waiter(index)?,
+                    Stage::Waiting(_) => return Err(Fault::Broken("a waiter came back")),
+                    Stage::Holding(_) | Stage::Ending { .. } if waiters => {}
+                    Stage::Holding(_) | Stage::Ending { .. } => self.end_hold(index, Ending::Unclean)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn session_silent(&mut self, id: SessionId) -> Step {
+        let ttl = self.session_ttl();
+        let session = self.sessions.get_mut(id)?;
+        let end = session.heard + ttl;
+        if end > self.now {
+            session.looked_at = end;
+            self.timers.set(end, Timer::SessionSilent(id));
+            return Ok(());
+        }
+        if session.promise > self.now && !self.mutated(Mutation::SessionCutShort) {
+            return Err(Fault::PromiseOutlivesSession(id));
+        }
+        self.emit(Command::EndSession { session: id, reason: EndReason::Expired });
+        // All waiters leave before any hold ends, so that none of them is granted what a dead session held.
+        self.sessions.get_mut(id)?.link = Link::Suspended;
+        self.place_waiters(id, Place::PassedOver)?;
+        self.end_unlisted(id, &BTreeSet::new())?;
+        self.sessions.by_id.remove(&id);
+        Ok(())
+    }
+
+    /// Answers the session's last heartbeat, and keeps in mind what that promises.
+    fn acknowledge(&mut self, id: SessionId) -> Step {
+        let (seq, valid) = self.promise(id)?;
+        self.emit(Command::AckHeartbeat { session: id, seq, valid });
+        Ok(())
+    }
+
+    /// What may be promised now; remembered as promised.
+    pub(crate) fn promise(&mut self, id: SessionId) -> Step<(HeartbeatSeq, core::time::Duration)> {
+        let ignored = self.mutated(Mutation::LeaseIgnored);
+        let ttl = self.config.session_ttl;
+        let (now, lease) = (self.now, self.lease);
+        let session = self.sessions.get_mut(id)?;
+        let basis = if ignored { ttl } else { lease.basis(session.heard, now, ttl) };
+        let valid = validity(basis);
+        session.promise = session.promise.max(session.heard + belief(valid));
+        Ok((session.seq, valid))
+    }
+
+    /// Takes all waiters of the session out of their turn, or back into it.
+    fn place_waiters(&mut self, id: SessionId, to: Place) -> Step {
+        let session = self.sessions.get_mut(id)?;
+        session.passed_over = to == Place::PassedOver;
+        if session.waiters == 0 {
+            return Ok(());
+        }
+        let requests: Vec<RequestIndex> = session.requests.values().copied().collect();
+        let mut keys = BTreeSet::new();
+        for index in requests {
+            let request = self.requests.get(index)?;
+            if let Stage::Waiting(waiting) = request.stage
+                && waiting.place != to
+            {
+                keys.insert(request.key);
+                self.place_waiter(index, to)?;
+            }
+        }
+        for key in keys {
+            self.pump(key)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn place_waiter(&mut self, index: RequestIndex, to: Place) -> Step {
+        let key = self.requests.get(index)?.key;
+        let waiting = self.requests.waiting(index)?;
+        let from = core::mem::replace(&mut waiting.place, to);
+        let ticket = waiting.ticket;
+        let queue = self.keys.get_mut(key)?.queue.as_mut().ok_or(Fault::Broken("a waiter has no queue"))?;
+        queue.shift(ticket, index, from, to);
+        Ok(())
+    }
+
+    /// False, and answered, if there is no such session.
+    pub(crate) fn knows_session(&mut self, id: SessionId) -> bool {
+        let known = self.sessions.find(id).is_some();
+        if !known {
+            self.emit(Command::EndSession { session: id, reason: EndReason::Unknown });
+        }
+        known
+    }
+
+    fn session_ttl(&self) -> core::time::Duration {
+        if self.mutated(Mutation::SessionCutShort) { self.config.session_ttl / 2 } else { self.config.session_ttl }
+    }
+}

@@ -1,0 +1,349 @@
+//! The host as its clients see it: real gRPC streams to a real host on a real SQLite file.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Code, Status, Streaming};
+use turnstile_host::config::{Config, Overrides};
+use turnstile_host::service::{Host, Stopped};
+use turnstile_protocol::VERSION;
+use turnstile_protocol::v1::lock_service_client::LockServiceClient;
+use turnstile_protocol::v1::server_item::Item;
+use turnstile_protocol::v1::{
+    Acquire, ClientItem, ClientMessage, Ending, Grant, Heartbeat, Hello, KeyRequest, LostReason, Mode, RejectReason,
+    Release, Resume, Welcome,
+};
+
+/// Long enough for a loaded machine; a test that waits this long has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Running {
+    address: String,
+    stop: oneshot::Sender<()>,
+    stopped: JoinHandle<Stopped>,
+}
+
+async fn start(directory: &TempDir, more: &str) -> Running {
+    let overrides = Overrides {
+        listen: Some(([127, 0, 0, 1], 0).into()),
+        admin_listen: Some(([127, 0, 0, 1], 0).into()),
+        database: Some(directory.path().join("locks.db")),
+    };
+    let config = Config::parse(more, &overrides).unwrap();
+    let host = Host::start(config).await.unwrap();
+    let address = format!("http://{}", host.sessions_address());
+    let (stop, stopping) = oneshot::channel();
+    let stopped = tokio::spawn(host.run_until(async {
+        let _ = stopping.await;
+    }));
+    Running { address, stop, stopped }
+}
+
+impl Running {
+    async fn stop(self) -> Stopped {
+        self.stop.send(()).unwrap();
+        within(self.stopped).await.unwrap()
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("the host did not answer in time")
+}
+
+/// One stream, with what it sends and what it was told.
+struct Stream {
+    send: mpsc::UnboundedSender<ClientMessage>,
+    receive: Streaming<turnstile_protocol::v1::ServerMessage>,
+    queue: std::collections::VecDeque<Item>,
+}
+
+impl Stream {
+    async fn open(running: &Running) -> Self {
+        let channel =
+            tonic::transport::Endpoint::from_shared(running.address.clone()).unwrap().connect().await.unwrap();
+        let mut client = LockServiceClient::new(channel);
+        let (send, receiver) = mpsc::unbounded_channel();
+        let receive = client.session(UnboundedReceiverStream::new(receiver)).await.unwrap().into_inner();
+        Self { send, receive, queue: std::collections::VecDeque::new() }
+    }
+
+    fn say(&self, item: impl Into<ClientItem>) {
+        self.send.send(ClientMessage { items: vec![item.into()] }).unwrap();
+    }
+
+    async fn hear(&mut self) -> Result<Item, Status> {
+        loop {
+            if let Some(item) = self.queue.pop_front() {
+                return Ok(item);
+            }
+            match within(self.receive.message()).await? {
+                Some(message) => self.queue.extend(message.items.into_iter().filter_map(|item| item.item)),
+                None => return Err(Status::ok("the stream ended")),
+            }
+        }
+    }
+
+    async fn refused(mut self) -> Code {
+        loop {
+            if let Err(status) = self.hear().await {
+                return status.code();
+            }
+        }
+    }
+
+    async fn welcome(&mut self) -> Welcome {
+        match self.hear().await.unwrap() {
+            Item::Welcome(welcome) => welcome,
+            other => panic!("expected a Welcome, got {other:?}"),
+        }
+    }
+
+    async fn grant(&mut self) -> Grant {
+        match self.hear().await.unwrap() {
+            Item::Grant(grant) => grant,
+            other => panic!("expected a Grant, got {other:?}"),
+        }
+    }
+
+    async fn rejection(&mut self) -> (u64, RejectReason) {
+        match self.hear().await.unwrap() {
+            Item::Reject(reject) => (reject.id, reject.reason()),
+            other => panic!("expected a Reject, got {other:?}"),
+        }
+    }
+}
+
+fn hello() -> Hello {
+    Hello { protocol_version: VERSION, node: "test".into(), generation: 1, heartbeat_seq: 1, ..Hello::default() }
+}
+
+fn resume(welcome: &Welcome, generation: u64, seq: u64, resume: Resume) -> Hello {
+    let incarnation = welcome.incarnation.clone();
+    let resume = Resume { incarnation, session_id: welcome.session_id, ..resume };
+    Hello { generation, heartbeat_seq: seq, resume: Some(resume), ..hello() }
+}
+
+fn acquire(id: u64, key: &str, wait_ms: u32) -> Acquire {
+    let keys = vec![KeyRequest { key: key.into(), mode: Mode::Exclusive.into(), limit: 0 }];
+    Acquire { id, keys, wait_ms, lock_delay_ms: 100, ..Acquire::default() }
+}
+
+fn release(id: u64, ending: Ending) -> Release {
+    Release { id, ending: ending.into() }
+}
+
+async fn session(running: &Running) -> (Stream, Welcome) {
+    let mut stream = Stream::open(running).await;
+    stream.say(hello());
+    let welcome = stream.welcome().await;
+    (stream, welcome)
+}
+
+#[tokio::test]
+async fn a_lock_goes_from_one_session_to_the_next_with_a_larger_token() {
+    let directory = TempDir::new().unwrap();
+    let running = start(&directory, "").await;
+    let (mut first, welcome) = session(&running).await;
+    let (mut second, other) = session(&running).await;
+    assert_ne!(welcome.session_id, other.session_id);
+    first.say(acquire(1, "default/a", 10_000));
+    let held = first.grant().await;
+    assert!(held.valid_ms > 0 && held.valid_ms < welcome.ttl_ms, "{held:?}");
+    assert_eq!(held.heartbeat_seq, 1, "the Hello counts as a heartbeat");
+    second.say(acquire(1, "default/a", 10_000));
+    second.say(Heartbeat { seq: 2 });
+    let Item::HeartbeatAck(ack) = second.hear().await.unwrap() else { panic!("granted while held") };
+    assert_eq!(ack.seq, 2);
+    first.say(release(1, Ending::Clean));
+    let next = second.grant().await;
+    assert!(next.keys[0].token > held.keys[0].token, "{held:?} then {next:?}");
+    assert_eq!(next.heartbeat_seq, 2);
+    second.say(release(1, Ending::Clean));
+    assert_eq!(running.stop().await, Stopped::Drained);
+}
+
+#[tokio::test]
+async fn a_try_is_answered_at_once() {
+    let directory = TempDir::new().unwrap();
+    let running = start(&directory, "").await;
+    let (mut stream, _) = session(&running).await;
+    stream.say(acquire(1, "default/a", 0));
+    stream.grant().await;
+    stream.say(acquire(2, "default/a", 0));
+    assert_eq!(stream.rejection().await, (2, RejectReason::Conflict));
+    stream.say(Acquire { keys: Vec::new(), ..acquire(3, "", 0) });
+    assert_eq!(stream.rejection().await, (3, RejectReason::Invalid));
+}
+
+#[tokio::test]
+async fn what_breaks_the_protocol_is_refused_and_the_host_goes_on() {
+    let directory = TempDir::new().unwrap();
+    let running = start(&directory, "").await;
+    let stream = Stream::open(&running).await;
+    stream.say(Hello { protocol_version: VERSION + 7, ..hello() });
+    assert_eq!(stream.refused().await, Code::FailedPrecondition);
+
+    let stream = Stream::open(&running).await;
+    stream.say(Heartbeat { seq: 1 });
+    assert_eq!(stream.refused().await, Code::InvalidArgument);
+
+    let (stream, _) = session(&running).await;
+    stream.say(hello());
+    assert_eq!(stream.refused().await, Code::InvalidArgument);
+
+    let (stream, _) = session(&running).await;
+    stream.say(ClientItem { item: None });
+    assert_eq!(stream.refused().await, Code::InvalidArgument);
+
+    let (stream, _) = session(&running).await;
+    stream.say(acquire(1, &"x".repeat(2 << 20), 0));
+    assert_eq!(stream.refused().await, Code::OutOfRange);
+
+    let (mut stream, _) = session(&running).await;
+    stream.say(acquire(1, "default/a", 0));
+    stream.grant().await;
+}
+
+#[tokio::test]
+async fn a_broken_stream_loses_nothing_if_the_session_resumes() {
+    let directory = TempDir::new().unwrap();
+    let running = start(&directory, "").await;
+    let (mut stream, welcome) = session(&running).await;
+    stream.say(acquire(1, "default/a", 10_000));
+    stream.say(acquire(2, "default/b", 10_000));
+    let held = stream.grant().await;
+    stream.grant().await;
+    stream.say(acquire(3, "default/a", 10_000));
+    stream.say(Heartbeat { seq: 2 });
+    assert!(matches!(stream.hear().await.unwrap(), Item::HeartbeatAck(_)));
+    drop(stream);
+
+    // Hold 1 is kept, hold 2 was released by a message that may be lost, 3 still waits, 4 was never heard of.
+    let mut stream = Stream::open(&running).await;
+    let beliefs = Resume {
+        waiters: vec![acquire(3, "default/a", 9_000), acquire(4, "default/c", 9_000)],
+        holds: vec![1, 99],
+        releases: vec![release(2, Ending::Clean)],
+        ..Resume::default()
+    };
+    stream.say(resume(&welcome, 2, 3, beliefs));
+    assert!(stream.welcome().await.resumed);
+    let Item::Lost(lost) = stream.hear().await.unwrap() else { panic!("hold 99 is none") };
+    assert_eq!((lost.id, lost.reason()), (99, LostReason::Unknown));
+    let Item::HeartbeatAck(ack) = stream.hear().await.unwrap() else { panic!("the Hello renews the holds") };
+    assert_eq!(ack.seq, 3);
+    assert_eq!(stream.grant().await.id, 4);
+    let (mut other, _) = session(&running).await;
+    other.say(acquire(1, "default/b", 0));
+    other.grant().await;
+    stream.say(release(1, Ending::Clean));
+    let next = stream.grant().await;
+    assert_eq!(next.id, 3);
+    assert!(next.keys[0].token > held.keys[0].token);
+}
+
+#[tokio::test]
+async fn a_newer_stream_of_a_session_puts_an_end_to_the_older_one() {
+    let directory = TempDir::new().unwrap();
+    let running = start(&directory, "").await;
+    let (mut old, welcome) = session(&running).await;
+    old.say(acquire(1, "default/a", 0));
+    old.grant().await;
+    let mut new = Stream::open(&running).await;
+    new.say(resume(&welcome, 2, 2, Resume { holds: vec![1], ..Resume::default() }));
+    assert!(new.welcome().await.resumed);
+    // What still arrives on the old stream is nobody's word any more.
+    let _ = old.send.send(ClientMessage { items: vec![release(1, Ending::Clean).into()] });
+    assert_eq!(old.refused().await, Code::Ok);
+    let stale = Stream::open(&running).await;
+    stale.say(resume(&welcome, 2, 3, Resume::default()));
+    assert_eq!(stale.refused().await, Code::Aborted);
+    let (mut other, _) = session(&running).await;
+    other.say(acquire(1, "default/a", 0));
+    assert_eq!(other.rejection().await, (1, RejectReason::Conflict));
+}
+
+#[tokio::test]
+async fn a_session_of_another_incarnation_cannot_be_resumed() {
+    let directory = TempDir::new().unwrap();
+    let running = start(&directory, "").await;
+    let (stream, welcome) = session(&running).await;
+    drop(stream);
+    let elsewhere = Welcome { incarnation: "another".into(), ..welcome };
+    let mut stream = Stream::open(&running).await;
+    stream.say(resume(&elsewhere, 2, 2, Resume::default()));
+    let fresh = stream.welcome().await;
+    assert!(!fresh.resumed);
+    assert_ne!(fresh.session_id, elsewhere.session_id);
+}
+
+#[tokio::test]
+async fn a_drain_says_go_away_rejects_waiters_and_waits_for_holds() {
+    let directory = TempDir::new().unwrap();
+    let running = start(&directory, "").await;
+    let (mut stream, _) = session(&running).await;
+    stream.say(acquire(1, "default/a", 0));
+    stream.grant().await;
+    stream.say(acquire(2, "default/a", 60_000));
+    stream.say(Heartbeat { seq: 2 });
+    assert!(matches!(stream.hear().await.unwrap(), Item::HeartbeatAck(_)));
+    running.stop.send(()).unwrap();
+    assert!(matches!(stream.hear().await.unwrap(), Item::GoAway(_)));
+    assert_eq!(stream.rejection().await, (2, RejectReason::Draining));
+    stream.say(acquire(3, "default/b", 0));
+    assert_eq!(stream.rejection().await, (3, RejectReason::Draining));
+    assert!(!running.stopped.is_finished(), "a hold is left");
+    stream.say(release(1, Ending::Clean));
+    assert_eq!(within(running.stopped).await.unwrap(), Stopped::Drained);
+
+    // Everything was given up, so a successor grants at once, above the old tokens.
+    let successor = start(&directory, "").await;
+    let (mut stream, _) = session(&successor).await;
+    stream.say(acquire(1, "default/a", 0));
+    stream.grant().await;
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_longer_than_its_grace() {
+    let directory = TempDir::new().unwrap();
+    let running = start(&directory, "[drain]\ngrace = \"200ms\"").await;
+    let (mut stream, _) = session(&running).await;
+    stream.say(acquire(1, "default/a", 0));
+    stream.grant().await;
+    assert_eq!(running.stop().await, Stopped::GraceOver);
+}
+
+#[tokio::test]
+async fn sessions_are_bounded() {
+    let directory = TempDir::new().unwrap();
+    let running = start(&directory, "[limits]\nsessions = 1").await;
+    let (_first, _) = session(&running).await;
+    let second = Stream::open(&running).await;
+    second.say(hello());
+    assert_eq!(second.refused().await, Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_is_cut_off_and_harms_nobody() {
+    let directory = TempDir::new().unwrap();
+    let running = start(&directory, "").await;
+    let (slow, _) = session(&running).await;
+    // Each is answered by a rejection, since a key is missing.
+    for batch in 0..100 {
+        let items = (0..2_000).map(|id| Acquire { id: batch * 2_000 + id + 1, ..Acquire::default() }.into()).collect();
+        slow.send.send(ClientMessage { items }).unwrap();
+    }
+    within(async {
+        while !slow.send.is_closed() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let (mut other, _) = session(&running).await;
+    other.say(acquire(1, "default/a", 0));
+    other.grant().await;
+}

