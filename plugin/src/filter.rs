@@ -81,7 +81,8 @@ impl RootContext for Root {
         let json = hostcalls::get_buffer(BufferType::PluginConfiguration, 0, usize::MAX).ok().flatten();
         match FilterConfig::parse(&json.unwrap_or_default()) {
             Ok(config) => {
-                log::info!("turnstile: cluster {}, namespace {}", config.cluster, config.namespace);
+                let (rules, cluster, namespace) = (config.rules.rules().len(), &config.cluster, &config.namespace);
+                log::info!("turnstile: {rules} rules, cluster {cluster}, namespace {namespace}");
                 self.worker = Worker::new(self.id, config).map(|worker| Rc::new(RefCell::new(worker)));
                 self.worker.is_some()
             }
@@ -185,7 +186,7 @@ impl Worker {
             }
             Outcome::Lost(loss) => {
                 self.stats.count(Stat::Lost);
-                log::warn!("a request lost its lock {}: {loss:?}", guarded.key);
+                log::debug!("a request lost its lock {}: {loss:?}", guarded.key);
                 guarded.flow.step(Event::Lost(guarded.rule.on_lost()))
             }
         };
@@ -304,6 +305,10 @@ impl Worker {
 
     fn report_stats(&mut self) {
         for (stat, count) in self.stats.take() {
+            // A dead host loses thousands at once: one line tells it.
+            if stat == Stat::Lost {
+                log::warn!("turnstile: {count} requests lost their lock");
+            }
             if let Some((_, metric)) = self.metrics.iter().find(|(known, _)| *known == stat) {
                 let _ = hostcalls::increment_metric(*metric, count.into());
             }
