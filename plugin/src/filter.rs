@@ -1,30 +1,32 @@
-//! The one file that calls the proxy: its callbacks come in here, and its functions are called from here.
+//! The one module that calls the proxy: its callbacks come in here; what they ask of a request is in `proxy`.
 //!
 //! What the proxy's functions do to *another* request (resume, reply) happens after the callback has returned, except
 //! for a reset, which may call back into the filter at once. So nothing is borrowed while they are called.
 
-use core::cell::{OnceCell, RefCell};
+mod proxy;
+
+use core::cell::RefCell;
 use core::time::Duration;
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{Action, BufferType, ContextType, GrpcStatusCode, LogLevel, MapType, MetricType};
+use proxy_wasm::types::{Action, BufferType, ContextType, LogLevel, MetricType};
 use turnstile_protocol::v1::{Ending, Who};
 use turnstile_protocol::{METHOD, SERVICE, headers};
-use turnstile_rules::{Decision, FilterConfig, HeaderValues, RequestView, Rule};
+use turnstile_rules::{Decision, FilterConfig, RequestView, Rule};
 
 use crate::backoff::{Backoff, Jitter};
-use crate::clock::{now, random};
+use crate::clock::{Instant, now, random};
 use crate::ending::Facts;
 use crate::flow::{Effect, Event, Flow};
-use crate::reply::{GrpcStatus, MEDIA_TYPE, Reply};
+use crate::reply::Reply;
 use crate::session::{Ask, Names, Outcome, Output, Rejection, RequestRef, StreamToken, TICK};
 use crate::sessions::Sessions;
 use crate::stats::{Stat, Stats};
+use proxy::{Deed, OURS, View, answer, number, property, strip, text};
 
 proxy_wasm::main! {{
     proxy_wasm::set_log_level(LogLevel::Info);
@@ -37,9 +39,6 @@ const SETTLED_PER_CALLBACK: usize = 16;
 const IDLE_TICK: Duration = Duration::from_secs(1);
 /// Guarded requests at once, whatever their state.
 const REQUESTS_MAX: usize = 20_000;
-/// As much of a path goes into [`Who`].
-const WHO_PATH_BYTES: usize = 256;
-
 /// One configuration of the filter in this worker. During an update, the old one lives on beside the new one.
 struct Root {
     id: u32,
@@ -68,12 +67,12 @@ struct GuardedRequest {
 impl Context for Root {
     fn on_grpc_stream_message(&mut self, stream: u32, size: usize) {
         let Ok(Some(message)) = hostcalls::get_buffer(BufferType::GrpcReceiveBuffer, 0, size) else { return };
-        self.run(|worker| worker.sessions.receive(now(), StreamToken(stream), &message));
+        self.run(|worker, now| worker.sessions.receive(now, StreamToken(stream), &message));
     }
 
     fn on_grpc_stream_close(&mut self, stream: u32, status: u32) {
         log::info!("the stream to the lock host has ended with gRPC status {status}");
-        self.run(|worker| worker.sessions.stream_closed(now(), StreamToken(stream)));
+        self.run(|worker, now| worker.sessions.stream_closed(now, StreamToken(stream)));
     }
 }
 
@@ -82,7 +81,8 @@ impl RootContext for Root {
         let json = hostcalls::get_buffer(BufferType::PluginConfiguration, 0, usize::MAX).ok().flatten();
         match FilterConfig::parse(&json.unwrap_or_default()) {
             Ok(config) => {
-                log::info!("turnstile: cluster {}, namespace {}", config.cluster, config.namespace);
+                let (rules, cluster, namespace) = (config.rules.rules().len(), &config.cluster, &config.namespace);
+                log::info!("turnstile: {rules} rules, cluster {cluster}, namespace {namespace}");
                 self.worker = Worker::new(self.id, config).map(|worker| Rc::new(RefCell::new(worker)));
                 self.worker.is_some()
             }
@@ -94,15 +94,15 @@ impl RootContext for Root {
     }
 
     fn on_tick(&mut self) {
-        self.run(|worker| {
-            worker.sessions.tick(now());
+        self.run(|worker, now| {
+            worker.sessions.tick(now);
             worker.report_stats();
         });
     }
 
     fn on_queue_ready(&mut self, queue: u32) {
         while let Ok(Some(_)) = hostcalls::dequeue_shared_queue(queue) {}
-        self.run(|worker| worker.hopping = false);
+        self.run(|worker, _| worker.hopping = false);
     }
 
     fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
@@ -117,16 +117,18 @@ impl RootContext for Root {
 
 impl Root {
     /// Gives an input, and carries out what follows from it. Root callbacks only: streams can be opened nowhere else.
-    fn run(&mut self, input: impl FnOnce(&mut Worker)) {
+    fn run(&mut self, input: impl FnOnce(&mut Worker, Instant)) {
         let Some(shared) = &self.worker else { return };
         let Ok(mut worker) = shared.try_borrow_mut() else { return };
-        input(&mut worker);
-        worker.open_streams();
+        // Read once per callback, and so right before requests are resumed: every call to the proxy costs.
+        let now = now();
+        input(&mut worker, now);
+        worker.open_streams(now);
         worker.flush();
         for _ in 0..SETTLED_PER_CALLBACK {
             let Some((request, outcome)) = worker.sessions.poll_outcome() else { break };
-            let deed = worker.settle(request, outcome);
-            // A reset calls back at once.
+            let deed = worker.settle(now, request, outcome);
+            // A reset may call back at once.
             drop(worker);
             if let Some(deed) = deed {
                 deed.carry_out(request);
@@ -134,41 +136,11 @@ impl Root {
             let Ok(again) = shared.try_borrow_mut() else { return };
             worker = again;
         }
-        let _ = hostcalls::set_effective_context(self.id);
-        worker.flush();
-        worker.hop_if_needed();
-        worker.adapt_tick();
-    }
-}
-
-/// What to do to a request that is not the one whose callback this is.
-enum Deed {
-    Admit { token: u64, key: String },
-    Bypass,
-    Reply(Reply),
-    Reset,
-}
-
-impl Deed {
-    fn carry_out(self, request: RequestRef) {
-        if hostcalls::set_effective_context(request.0).is_err() {
-            return;
-        }
-        let done = match self {
-            Self::Admit { token, key } => {
-                let token = token.to_string();
-                hostcalls::add_map_value_bytes(MapType::HttpRequestHeaders, headers::TOKEN, token.as_bytes())
-                    .and_then(|()| {
-                        hostcalls::add_map_value_bytes(MapType::HttpRequestHeaders, headers::KEY, key.as_bytes())
-                    })
-                    .and_then(|()| hostcalls::resume_http_request())
-            }
-            Self::Bypass => hostcalls::resume_http_request(),
-            Self::Reply(reply) => send(&reply),
-            Self::Reset => hostcalls::reset_http_request(),
-        };
-        if let Err(status) = done {
-            log::error!("the proxy refused to go on with a request: {status:?}");
+        if worker.has_errands() {
+            let _ = hostcalls::set_effective_context(self.id);
+            worker.flush();
+            worker.hop_if_needed();
+            worker.adapt_tick();
         }
     }
 }
@@ -198,11 +170,11 @@ impl Worker {
     }
 
     /// What follows from the outcome for its request.
-    fn settle(&mut self, request: RequestRef, outcome: Outcome) -> Option<Deed> {
+    fn settle(&mut self, now: Instant, request: RequestRef, outcome: Outcome) -> Option<Deed> {
         let guarded = self.requests.get_mut(&request)?;
         let effect = match outcome {
             Outcome::Granted { token } => {
-                if !self.sessions.believes(now(), request) {
+                if !self.sessions.believes(now, request) {
                     return None;
                 }
                 guarded.flow.step(Event::Granted);
@@ -214,7 +186,7 @@ impl Worker {
             }
             Outcome::Lost(loss) => {
                 self.stats.count(Stat::Lost);
-                log::warn!("a request lost its lock {}: {loss:?}", guarded.key);
+                log::debug!("a request lost its lock {}: {loss:?}", guarded.key);
                 guarded.flow.step(Event::Lost(guarded.rule.on_lost()))
             }
         };
@@ -273,10 +245,9 @@ impl Worker {
         Reply::rejected(rejection, key, &mut self.jitter)
     }
 
-    fn open_streams(&mut self) {
-        while self.sessions.wants_stream(now()) {
-            // The instant before the call: validities are anchored there.
-            let before = now();
+    /// `before` is an instant before the call: validities are anchored there.
+    fn open_streams(&mut self, before: Instant) {
+        while self.sessions.wants_stream(before) {
             match hostcalls::open_grpc_stream(&self.config.cluster, SERVICE, METHOD, Vec::new()) {
                 Ok(stream) => {
                     self.stats.count(Stat::StreamsOpened);
@@ -305,16 +276,28 @@ impl Worker {
         }
     }
 
+    fn has_errands(&self) -> bool {
+        self.sessions.has_output() || self.needs_hop() || self.tick != self.wanted_tick()
+    }
+
+    fn needs_hop(&self) -> bool {
+        !self.hopping && (self.sessions.has_outcome() || self.sessions.is_waking())
+    }
+
     /// Comes back in a root callback soon if there is something left to do.
     fn hop_if_needed(&mut self) {
-        if self.hopping || !(self.sessions.has_outcome() || self.sessions.wants_stream(now())) {
+        if !self.needs_hop() {
             return;
         }
         self.hopping = hostcalls::enqueue_shared_queue(self.queue, Some(b"hop")).is_ok();
     }
 
+    fn wanted_tick(&self) -> Duration {
+        if self.sessions.is_busy() { TICK } else { IDLE_TICK }
+    }
+
     fn adapt_tick(&mut self) {
-        let tick = if self.sessions.is_busy() { TICK } else { IDLE_TICK };
+        let tick = self.wanted_tick();
         if tick != self.tick && hostcalls::set_tick_period(tick).is_ok() {
             self.tick = tick;
         }
@@ -322,6 +305,10 @@ impl Worker {
 
     fn report_stats(&mut self) {
         for (stat, count) in self.stats.take() {
+            // A dead host loses thousands at once: one line tells it.
+            if stat == Stat::Lost {
+                log::warn!("turnstile: {count} requests lost their lock");
+            }
             if let Some((_, metric)) = self.metrics.iter().find(|(known, _)| *known == stat) {
                 let _ = hostcalls::increment_metric(*metric, count.into());
             }
@@ -345,23 +332,24 @@ impl Context for Request {
 
 impl HttpContext for Request {
     fn on_http_request_headers(&mut self, _count: usize, _end_of_stream: bool) -> Action {
-        for name in [headers::TOKEN, headers::KEY, headers::HOLDER] {
-            if let Ok(Some(_)) = hostcalls::get_map_value_bytes(MapType::HttpRequestHeaders, name) {
-                let _ = hostcalls::remove_map_value(MapType::HttpRequestHeaders, name);
-            }
-        }
-        let Some(shared) = self.worker.clone() else { return Action::Pause };
-        let Ok(mut worker) = shared.try_borrow_mut() else { return Action::Pause };
+        let Some(Ok(mut worker)) = self.worker.as_ref().map(|worker| worker.try_borrow_mut()) else {
+            return answer(&Reply::rejected(Rejection::HostUnavailable, "", &mut Jitter::new(0)));
+        };
         let view = View::default();
         let config = Rc::clone(&worker.config);
         match config.rules.decide(&view) {
-            Decision::Unguarded => Action::Continue,
+            Decision::Unguarded => {
+                strip(&OURS);
+                Action::Continue
+            }
             Decision::Refused { rule: _, fault } => {
                 worker.stats.count(Stat::Refused);
                 answer(&Reply::refused(&fault))
             }
             Decision::Guarded { rule, key } => {
                 self.guarded = true;
+                // The others are overwritten by the grant.
+                strip(&[headers::HOLDER]);
                 worker.guard(self.id, rule, key, &view)
             }
         }
@@ -452,6 +440,7 @@ impl Worker {
         match guarded.flow.step(Event::Rejected(rejection, rule.on_host_unavailable())) {
             Effect::Bypass => {
                 self.stats.count(Stat::Bypassed);
+                strip(&OURS);
                 Action::Continue
             }
             _ => {
@@ -460,80 +449,4 @@ impl Worker {
             }
         }
     }
-}
-
-/// The request of this callback, as the rules see it. What is read once is kept.
-#[derive(Default)]
-struct View {
-    method: OnceCell<Vec<u8>>,
-    path: OnceCell<Vec<u8>>,
-}
-
-impl RequestView for View {
-    fn method(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.method.get_or_init(|| header(":method").unwrap_or_default()))
-    }
-
-    fn authority(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(header(":authority").unwrap_or_default())
-    }
-
-    fn path(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.path.get_or_init(|| header(":path").unwrap_or_default()))
-    }
-
-    fn header(&self, name: &str) -> HeaderValues<'_> {
-        header(name).map_or(HeaderValues::Absent, |value| HeaderValues::One(Cow::Owned(value)))
-    }
-}
-
-impl View {
-    /// The path without its query, which is nobody's business.
-    fn bare_path(&self) -> String {
-        let path = self.path();
-        text(path.split(|&byte| byte == b'?').next().unwrap_or_default(), WHO_PATH_BYTES)
-    }
-}
-
-fn text(bytes: &[u8], max: usize) -> String {
-    String::from_utf8_lossy(bytes.get(..max).unwrap_or(bytes)).into_owned()
-}
-
-fn header(name: &str) -> Option<Vec<u8>> {
-    hostcalls::get_map_value_bytes(MapType::HttpRequestHeaders, name).ok().flatten()
-}
-
-fn property(path: &[&str]) -> Option<Vec<u8>> {
-    hostcalls::get_property(path.to_vec()).ok().flatten()
-}
-
-fn number(path: &[&str]) -> Option<u64> {
-    property(path).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes)
-}
-
-/// Answers the request of this callback.
-fn answer(reply: &Reply) -> Action {
-    if let Err(status) = send(reply) {
-        log::error!("the proxy refused a reply: {status:?}");
-    }
-    Action::Pause
-}
-
-/// Answers the request of the effective context.
-fn send(reply: &Reply) -> Result<(), proxy_wasm::types::Status> {
-    let retry_after = reply.retry_after_s.map(|seconds| seconds.to_string());
-    let content_type = property(&["request", "headers", "content-type"]).unwrap_or_default();
-    if content_type.starts_with(b"application/grpc") {
-        let metadata = retry_after.iter().map(|value| ("retry-after", value.as_bytes())).collect();
-        let status = match reply.grpc_status {
-            GrpcStatus::InvalidArgument => GrpcStatusCode::InvalidArgument,
-            GrpcStatus::Aborted => GrpcStatusCode::Aborted,
-            GrpcStatus::Internal => GrpcStatusCode::Internal,
-            GrpcStatus::Unavailable => GrpcStatusCode::Unavailable,
-        };
-        return hostcalls::send_grpc_response(status, Some(reply.detail()), metadata);
-    }
-    let mut headers = vec![("content-type", MEDIA_TYPE)];
-    headers.extend(retry_after.as_deref().map(|value| ("retry-after", value)));
-    hostcalls::send_http_response(reply.status, headers, Some(&reply.body()))
 }

@@ -609,7 +609,7 @@ fn a_draining_host_keeps_its_holds_and_loses_its_waiters_to_a_successor() {
     bench.say([v1::GoAway { reason: "drain".to_owned() }.into()]);
     assert!(bench.session.is_draining());
     let names = Names::default();
-    let mut successor = bench.session.successor(names, bench.now);
+    let successor = bench.session.successor(names, bench.now);
     assert_eq!(bench.drain(), [client_item::Item::Cancel(v1::Cancel { id: 4 })]);
     assert!(!bench.session.is_unused());
     bench.session.release(RequestRef(1), Ending::Clean);
