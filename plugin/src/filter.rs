@@ -12,13 +12,13 @@ use std::sync::Arc;
 
 use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{Action, BufferType, ContextType, GrpcStatusCode, LogLevel, MapType, MetricType};
+use proxy_wasm::types::{Action, BufferType, ContextType, GrpcStatusCode, LogLevel, MapType, MetricType, Status};
 use turnstile_protocol::v1::{Ending, Who};
 use turnstile_protocol::{METHOD, SERVICE, headers};
 use turnstile_rules::{Decision, FilterConfig, HeaderValues, RequestView, Rule};
 
 use crate::backoff::{Backoff, Jitter};
-use crate::clock::{now, random};
+use crate::clock::{Instant, now, random};
 use crate::ending::Facts;
 use crate::flow::{Effect, Event, Flow};
 use crate::reply::{GrpcStatus, MEDIA_TYPE, Reply};
@@ -37,6 +37,8 @@ const SETTLED_PER_CALLBACK: usize = 16;
 const IDLE_TICK: Duration = Duration::from_secs(1);
 /// Guarded requests at once, whatever their state.
 const REQUESTS_MAX: usize = 20_000;
+/// Headers that upstreams trust, and that only the filter may set.
+const OURS: [&str; 3] = [headers::TOKEN, headers::KEY, headers::HOLDER];
 /// As much of a path goes into [`Who`].
 const WHO_PATH_BYTES: usize = 256;
 
@@ -68,12 +70,12 @@ struct GuardedRequest {
 impl Context for Root {
     fn on_grpc_stream_message(&mut self, stream: u32, size: usize) {
         let Ok(Some(message)) = hostcalls::get_buffer(BufferType::GrpcReceiveBuffer, 0, size) else { return };
-        self.run(|worker| worker.sessions.receive(now(), StreamToken(stream), &message));
+        self.run(|worker, now| worker.sessions.receive(now, StreamToken(stream), &message));
     }
 
     fn on_grpc_stream_close(&mut self, stream: u32, status: u32) {
         log::info!("the stream to the lock host has ended with gRPC status {status}");
-        self.run(|worker| worker.sessions.stream_closed(now(), StreamToken(stream)));
+        self.run(|worker, now| worker.sessions.stream_closed(now, StreamToken(stream)));
     }
 }
 
@@ -94,15 +96,15 @@ impl RootContext for Root {
     }
 
     fn on_tick(&mut self) {
-        self.run(|worker| {
-            worker.sessions.tick(now());
+        self.run(|worker, now| {
+            worker.sessions.tick(now);
             worker.report_stats();
         });
     }
 
     fn on_queue_ready(&mut self, queue: u32) {
         while let Ok(Some(_)) = hostcalls::dequeue_shared_queue(queue) {}
-        self.run(|worker| worker.hopping = false);
+        self.run(|worker, _| worker.hopping = false);
     }
 
     fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
@@ -117,16 +119,18 @@ impl RootContext for Root {
 
 impl Root {
     /// Gives an input, and carries out what follows from it. Root callbacks only: streams can be opened nowhere else.
-    fn run(&mut self, input: impl FnOnce(&mut Worker)) {
+    fn run(&mut self, input: impl FnOnce(&mut Worker, Instant)) {
         let Some(shared) = &self.worker else { return };
         let Ok(mut worker) = shared.try_borrow_mut() else { return };
-        input(&mut worker);
-        worker.open_streams();
+        // Read once per callback, and so right before requests are resumed: every call to the proxy costs.
+        let now = now();
+        input(&mut worker, now);
+        worker.open_streams(now);
         worker.flush();
         for _ in 0..SETTLED_PER_CALLBACK {
             let Some((request, outcome)) = worker.sessions.poll_outcome() else { break };
-            let deed = worker.settle(request, outcome);
-            // A reset calls back at once.
+            let deed = worker.settle(now, request, outcome);
+            // A reset may call back at once.
             drop(worker);
             if let Some(deed) = deed {
                 deed.carry_out(request);
@@ -134,10 +138,12 @@ impl Root {
             let Ok(again) = shared.try_borrow_mut() else { return };
             worker = again;
         }
-        let _ = hostcalls::set_effective_context(self.id);
-        worker.flush();
-        worker.hop_if_needed();
-        worker.adapt_tick();
+        if worker.has_errands() {
+            let _ = hostcalls::set_effective_context(self.id);
+            worker.flush();
+            worker.hop_if_needed();
+            worker.adapt_tick();
+        }
     }
 }
 
@@ -157,13 +163,14 @@ impl Deed {
         let done = match self {
             Self::Admit { token, key } => {
                 let token = token.to_string();
-                hostcalls::add_map_value_bytes(MapType::HttpRequestHeaders, headers::TOKEN, token.as_bytes())
-                    .and_then(|()| {
-                        hostcalls::add_map_value_bytes(MapType::HttpRequestHeaders, headers::KEY, key.as_bytes())
-                    })
+                set_header(headers::TOKEN, token.as_bytes())
+                    .and_then(|()| set_header(headers::KEY, key.as_bytes()))
                     .and_then(|()| hostcalls::resume_http_request())
             }
-            Self::Bypass => hostcalls::resume_http_request(),
+            Self::Bypass => {
+                strip(&OURS);
+                hostcalls::resume_http_request()
+            }
             Self::Reply(reply) => send(&reply),
             Self::Reset => hostcalls::reset_http_request(),
         };
@@ -198,11 +205,11 @@ impl Worker {
     }
 
     /// What follows from the outcome for its request.
-    fn settle(&mut self, request: RequestRef, outcome: Outcome) -> Option<Deed> {
+    fn settle(&mut self, now: Instant, request: RequestRef, outcome: Outcome) -> Option<Deed> {
         let guarded = self.requests.get_mut(&request)?;
         let effect = match outcome {
             Outcome::Granted { token } => {
-                if !self.sessions.believes(now(), request) {
+                if !self.sessions.believes(now, request) {
                     return None;
                 }
                 guarded.flow.step(Event::Granted);
@@ -273,10 +280,9 @@ impl Worker {
         Reply::rejected(rejection, key, &mut self.jitter)
     }
 
-    fn open_streams(&mut self) {
-        while self.sessions.wants_stream(now()) {
-            // The instant before the call: validities are anchored there.
-            let before = now();
+    /// `before` is an instant before the call: validities are anchored there.
+    fn open_streams(&mut self, before: Instant) {
+        while self.sessions.wants_stream(before) {
             match hostcalls::open_grpc_stream(&self.config.cluster, SERVICE, METHOD, Vec::new()) {
                 Ok(stream) => {
                     self.stats.count(Stat::StreamsOpened);
@@ -305,16 +311,28 @@ impl Worker {
         }
     }
 
+    fn has_errands(&self) -> bool {
+        self.sessions.has_output() || self.needs_hop() || self.tick != self.wanted_tick()
+    }
+
+    fn needs_hop(&self) -> bool {
+        !self.hopping && (self.sessions.has_outcome() || self.sessions.is_waking())
+    }
+
     /// Comes back in a root callback soon if there is something left to do.
     fn hop_if_needed(&mut self) {
-        if self.hopping || !(self.sessions.has_outcome() || self.sessions.wants_stream(now())) {
+        if !self.needs_hop() {
             return;
         }
         self.hopping = hostcalls::enqueue_shared_queue(self.queue, Some(b"hop")).is_ok();
     }
 
+    fn wanted_tick(&self) -> Duration {
+        if self.sessions.is_busy() { TICK } else { IDLE_TICK }
+    }
+
     fn adapt_tick(&mut self) {
-        let tick = if self.sessions.is_busy() { TICK } else { IDLE_TICK };
+        let tick = self.wanted_tick();
         if tick != self.tick && hostcalls::set_tick_period(tick).is_ok() {
             self.tick = tick;
         }
@@ -345,23 +363,24 @@ impl Context for Request {
 
 impl HttpContext for Request {
     fn on_http_request_headers(&mut self, _count: usize, _end_of_stream: bool) -> Action {
-        for name in [headers::TOKEN, headers::KEY, headers::HOLDER] {
-            if let Ok(Some(_)) = hostcalls::get_map_value_bytes(MapType::HttpRequestHeaders, name) {
-                let _ = hostcalls::remove_map_value(MapType::HttpRequestHeaders, name);
-            }
-        }
-        let Some(shared) = self.worker.clone() else { return Action::Pause };
-        let Ok(mut worker) = shared.try_borrow_mut() else { return Action::Pause };
+        let Some(Ok(mut worker)) = self.worker.as_ref().map(|worker| worker.try_borrow_mut()) else {
+            return answer(&Reply::rejected(Rejection::HostUnavailable, "", &mut Jitter::new(0)));
+        };
         let view = View::default();
         let config = Rc::clone(&worker.config);
         match config.rules.decide(&view) {
-            Decision::Unguarded => Action::Continue,
+            Decision::Unguarded => {
+                strip(&OURS);
+                Action::Continue
+            }
             Decision::Refused { rule: _, fault } => {
                 worker.stats.count(Stat::Refused);
                 answer(&Reply::refused(&fault))
             }
             Decision::Guarded { rule, key } => {
                 self.guarded = true;
+                // The others are overwritten by the grant.
+                strip(&[headers::HOLDER]);
                 worker.guard(self.id, rule, key, &view)
             }
         }
@@ -452,6 +471,7 @@ impl Worker {
         match guarded.flow.step(Event::Rejected(rejection, rule.on_host_unavailable())) {
             Effect::Bypass => {
                 self.stats.count(Stat::Bypassed);
+                strip(&OURS);
                 Action::Continue
             }
             _ => {
@@ -497,6 +517,20 @@ impl View {
     }
 }
 
+/// Takes away headers that only the filter may set. Looks first: a change makes the proxy route the request again.
+fn strip(names: &[&str]) {
+    for name in names {
+        if header(name).is_some() {
+            let _ = hostcalls::remove_map_value(MapType::HttpRequestHeaders, name);
+        }
+    }
+}
+
+/// Overwrites whatever the client sent.
+fn set_header(name: &str, value: &[u8]) -> Result<(), Status> {
+    hostcalls::set_map_value_bytes(MapType::HttpRequestHeaders, name, Some(value))
+}
+
 fn text(bytes: &[u8], max: usize) -> String {
     String::from_utf8_lossy(bytes.get(..max).unwrap_or(bytes)).into_owned()
 }
@@ -522,7 +556,7 @@ fn answer(reply: &Reply) -> Action {
 }
 
 /// Answers the request of the effective context.
-fn send(reply: &Reply) -> Result<(), proxy_wasm::types::Status> {
+fn send(reply: &Reply) -> Result<(), Status> {
     let retry_after = reply.retry_after_s.map(|seconds| seconds.to_string());
     let content_type = property(&["request", "headers", "content-type"]).unwrap_or_default();
     if content_type.starts_with(b"application/grpc") {

@@ -214,7 +214,7 @@ impl Session {
     pub fn acquire(&mut self, now: Instant, owner: RequestRef, ask: Ask) -> Result<(), Rejection> {
         self.used = now;
         if self.link == Link::Idle {
-            self.link = Link::Broken { retry_at: now };
+            self.link = Link::Waking;
             self.failures = 0;
         }
         if self.is_host_down() {
@@ -321,6 +321,11 @@ impl Session {
     /// Whether [`Session::poll_outcome`] has one.
     pub fn has_outcome(&self) -> bool {
         !self.outcomes.is_empty()
+    }
+
+    /// Whether [`Session::poll_output`] has one.
+    pub fn has_output(&self) -> bool {
+        self.closing.is_some() || !self.outbox.is_empty()
     }
 
     /// The stream in use.

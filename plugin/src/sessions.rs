@@ -1,7 +1,5 @@
 //! The session in use, and those that end while their last holds run out because their host goes away.
 
-use core::time::Duration;
-
 use turnstile_protocol::v1::Ending;
 
 use crate::backoff::Backoff;
@@ -93,6 +91,16 @@ impl Sessions {
         self.current.has_outcome() || self.retiring.iter().any(Session::has_outcome)
     }
 
+    /// Whether [`Sessions::poll_output`] has one.
+    pub fn has_output(&self) -> bool {
+        !self.closing.is_empty() || self.current.has_output() || self.retiring.iter().any(Session::has_output)
+    }
+
+    /// See [`Session::is_waking`].
+    pub fn is_waking(&self) -> bool {
+        self.current.is_waking()
+    }
+
     /// See [`Session::poll_output`].
     pub fn poll_output(&mut self) -> Option<Output> {
         if let Some(stream) = self.closing.pop() {
@@ -104,11 +112,6 @@ impl Sessions {
     /// See [`Session::is_busy`].
     pub fn is_busy(&self) -> bool {
         self.current.is_busy() || !self.retiring.is_empty()
-    }
-
-    /// How long a request that is turned away now had better stay away.
-    pub fn retry_after(&self) -> Option<Duration> {
-        self.current.is_host_down().then_some(Backoff::LAST)
     }
 
     /// A session whose host goes away keeps its holds, and hands its waiters to a new one.

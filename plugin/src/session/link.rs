@@ -15,6 +15,8 @@ const HELLO_WAITERS_BYTES: usize = turnstile_protocol::MESSAGE_MAX_BYTES / 2;
 pub(super) enum Link {
     /// None, and nobody wants one.
     Idle,
+    /// None, and one is wanted at once.
+    Waking,
     /// None; the next is to be opened at this instant.
     Broken { retry_at: Instant },
     /// Hello was sent, and Welcome is awaited.
@@ -27,7 +29,7 @@ pub(super) enum Link {
 impl Link {
     pub(super) fn stream(&self) -> Option<StreamToken> {
         match self {
-            Self::Idle | Self::Broken { .. } => None,
+            Self::Idle | Self::Waking | Self::Broken { .. } => None,
             Self::Greeting { stream, .. } | Self::Live { stream, .. } => Some(*stream),
         }
     }
@@ -51,7 +53,16 @@ pub(super) struct Identity {
 impl Session {
     /// Whether a stream is to be opened now.
     pub fn wants_stream(&self, now: Instant) -> bool {
-        matches!(self.link, Link::Broken { retry_at } if retry_at <= now)
+        match self.link {
+            Link::Waking => true,
+            Link::Broken { retry_at } => retry_at <= now,
+            Link::Idle | Link::Greeting { .. } | Link::Live { .. } => false,
+        }
+    }
+
+    /// Whether a stream is wanted before the next tick.
+    pub fn is_waking(&self) -> bool {
+        self.link == Link::Waking
     }
 
     /// A stream was opened, as wanted: says Hello on it.
@@ -95,8 +106,8 @@ impl Session {
         }
         match self.link {
             Link::Idle => {}
-            Link::Broken { .. } | Link::Greeting { .. } if self.is_idle(now) => self.close_idle(),
-            Link::Broken { .. } => {}
+            Link::Waking | Link::Broken { .. } | Link::Greeting { .. } if self.is_idle(now) => self.close_idle(),
+            Link::Waking | Link::Broken { .. } => {}
             Link::Greeting { since, .. } => {
                 if now.saturating_since(since) >= GREETING_PATIENCE {
                     self.give_up_stream(now);

@@ -33,6 +33,11 @@ impl Outbox {
         self.messages.pop_front()
     }
 
+    /// Whether there is nothing to send.
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
     /// Drops what was not sent: its stream is gone.
     pub(super) fn clear(&mut self) {
         self.messages.clear();
