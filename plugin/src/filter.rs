@@ -555,11 +555,15 @@ fn answer(reply: &Reply) -> Action {
     Action::Pause
 }
 
+/// As the proxy sees it: to `application/grpc-web` and the like it would say 200, and leave the gRPC status out.
+fn is_grpc(content_type: &[u8]) -> bool {
+    content_type.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+')))
+}
+
 /// Answers the request of the effective context.
 fn send(reply: &Reply) -> Result<(), Status> {
     let retry_after = reply.retry_after_s.map(|seconds| seconds.to_string());
-    let content_type = property(&["request", "headers", "content-type"]).unwrap_or_default();
-    if content_type.starts_with(b"application/grpc") {
+    if is_grpc(&property(&["request", "headers", "content-type"]).unwrap_or_default()) {
         let metadata = retry_after.iter().map(|value| ("retry-after", value.as_bytes())).collect();
         let status = match reply.grpc_status {
             GrpcStatus::InvalidArgument => GrpcStatusCode::InvalidArgument,
