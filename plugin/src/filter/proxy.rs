@@ -124,7 +124,7 @@ pub(super) fn answer(reply: &Reply) -> Action {
 fn send(reply: &Reply) -> Result<(), Status> {
     let retry_after = reply.retry_after_s.map(|seconds| seconds.to_string());
     let content_type = property(&["request", "headers", "content-type"]).unwrap_or_default();
-    if content_type.starts_with(b"application/grpc") {
+    if is_grpc(&content_type) {
         let metadata = retry_after.iter().map(|value| ("retry-after", value.as_bytes())).collect();
         let status = match reply.grpc_status {
             GrpcStatus::InvalidArgument => GrpcStatusCode::InvalidArgument,
@@ -137,4 +137,9 @@ fn send(reply: &Reply) -> Result<(), Status> {
     let mut headers = vec![("content-type", MEDIA_TYPE)];
     headers.extend(retry_after.as_deref().map(|value| ("retry-after", value)));
     hostcalls::send_http_response(reply.status, headers, Some(&reply.body()))
+}
+
+/// As the proxy sees it: to `application/grpc-web` and the like it would say 200, and leave the gRPC status out.
+fn is_grpc(content_type: &[u8]) -> bool {
+    content_type.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+')))
 }

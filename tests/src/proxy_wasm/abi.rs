@@ -102,7 +102,7 @@ impl LogLevel {
 }
 
 /// An ordered multimap of header names (lower case) to values (any bytes).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Headers(Vec<(String, Vec<u8>)>);
 
 impl Headers {
@@ -206,6 +206,12 @@ impl Headers {
             headers.add(String::from_utf8(name).ok()?, value);
         }
         Some(headers)
+    }
+}
+
+impl std::fmt::Debug for Headers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map().entries(self.iter().map(|(name, value)| (name, String::from_utf8_lossy(value)))).finish()
     }
 }
 

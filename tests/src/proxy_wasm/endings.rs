@@ -5,6 +5,7 @@
 use super::abi::Headers;
 use super::exchange::{End, Ending, Maker, Response};
 
+const NO_HEALTHY_UPSTREAM: u64 = 1 << 1;
 const UPSTREAM_REQUEST_TIMEOUT: u64 = 1 << 2;
 const UPSTREAM_REMOTE_RESET: u64 = 1 << 4;
 const UPSTREAM_CONNECTION_FAILURE: u64 = 1 << 5;
@@ -53,8 +54,14 @@ pub fn retries_exhausted() -> Ending {
 
 /// No connection to the upstream.
 pub fn connect_failure() -> Ending {
-    let details = "upstream_reset_before_response_started{connection_failure|delayed_connect_error:_111}";
+    let details = "upstream_reset_before_response_started\
+        {remote_connection_failure|delayed_connect_error:_Connection_refused}";
     by_envoy(503, details, UPSTREAM_CONNECTION_FAILURE, 1)
+}
+
+/// No endpoint of the cluster is healthy.
+pub fn no_healthy_upstream() -> Ending {
+    by_envoy(503, "no_healthy_upstream", NO_HEALTHY_UPSTREAM, 1)
 }
 
 /// The upstream closes the connection, or resets the stream, before it answers.

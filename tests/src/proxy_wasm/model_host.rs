@@ -159,7 +159,7 @@ impl ModelHost {
 
     fn act_on_vm(&self, what: impl FnOnce(&mut Peer, &mut Vm) -> Result<(), VmError>) {
         let mut world = self.world.borrow_mut();
-        let World { vm, peers } = &mut *world;
+        let World { vm, peers, .. } = &mut *world;
         what(&mut peers[self.index], vm).unwrap_or_else(|error| panic!("{error}"));
         world.settle();
     }

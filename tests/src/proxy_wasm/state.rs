@@ -247,8 +247,9 @@ fn derived_property(exchange: &Exchange, path: &str) -> Option<Vec<u8>> {
         "request.id" => header("x-request-id"),
         "response.code" => status(&exchange.response).map(|code| code.to_le_bytes().to_vec()),
         _ => {
-            let name = path.strip_prefix("request.headers.")?;
-            header(name)
+            let values: Vec<&[u8]> = exchange.request.headers.all(path.strip_prefix("request.headers.")?).collect();
+            // Unlike the hostcall for one header, which tells the first value only.
+            (!values.is_empty()).then(|| values.join(&b','))
         }
     }
 }

@@ -194,6 +194,11 @@ impl Vm {
         Ok(())
     }
 
+    /// Whether an event of the event loop waits.
+    pub fn has_event(&self) -> bool {
+        !self.state().events.is_empty()
+    }
+
     /// Delivers one event of the event loop; `false` if there was none.
     pub fn run_event(&mut self) -> Result<bool, VmError> {
         match self.state_mut().events.pop_front() {

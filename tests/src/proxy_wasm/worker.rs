@@ -44,12 +44,19 @@ impl Setup {
 pub(super) struct World {
     pub(super) vm: Vm,
     pub(super) peers: Vec<Peer>,
+    /// How long the worker is frozen before it delivers the next event of its own.
+    pub(super) freeze_next_event: Duration,
 }
 
 impl World {
     /// Runs the event loop until nothing is left to do at this instant.
     pub(super) fn settle(&mut self) {
         for _ in 0..STEPS_MAX {
+            if self.vm.has_event() {
+                let frozen = std::mem::take(&mut self.freeze_next_event);
+                let now = self.vm.state().now;
+                self.vm.set_now(now + frozen);
+            }
             let mut busy = self.vm.run_event();
             for peer in &mut self.peers {
                 if let Ok(false) = busy {
@@ -110,7 +117,7 @@ impl Worker {
     pub fn try_start(plugin: &Path, setup: &Setup) -> Result<Self, Vec<LogLine>> {
         let vm = Plugin::load(plugin).and_then(|plugin| Vm::new(&plugin)).unwrap_or_else(|error| panic!("{error}"));
         let peers = setup.clusters.iter().map(|cluster| Peer::new(cluster, setup.hosts_up)).collect();
-        let mut world = World { vm, peers };
+        let mut world = World { vm, peers, freeze_next_event: Duration::ZERO };
         let state = world.vm.state_mut();
         state.clusters.clone_from(&setup.clusters);
         for (path, value) in [("node.id", "node-1"), ("plugin_root_id", "turnstile"), ("plugin_name", "turnstile")] {
@@ -189,6 +196,11 @@ impl Worker {
         let mut world = self.borrow();
         let now = world.vm.state().now;
         world.vm.set_now(now + duration);
+    }
+
+    /// The worker will be frozen for so long between a callback and the next event of its own (a shared queue).
+    pub fn freeze_at_next_event(&self, duration: Duration) {
+        self.borrow().freeze_next_event = duration;
     }
 
     /// The virtual monotonic clock.

@@ -26,6 +26,7 @@ fn complete() -> Vec<(&'static str, Way, Ending)> {
             Way { attempts: Some(2), ..endings::connect_failure() },
             Ending::Unclean,
         ),
+        ("no healthy upstream", endings::no_healthy_upstream(), Ending::Unsent),
         ("reset before the headers", endings::reset_before_headers(), Ending::Unclean),
         ("remote reset before the headers", endings::remote_reset_before_headers(), Ending::Unclean),
         ("garbage", endings::garbage(), Ending::Unclean),
@@ -49,6 +50,8 @@ fn cut() -> Vec<(&'static str, Option<Way>, Way, Ending)> {
         ("client gone mid-response", begun(), endings::client_gone(1), Ending::Unclean),
         ("drain deadline", None, endings::drained(), Ending::Unclean),
         ("drain deadline mid-response", begun(), endings::drained(), Ending::Unclean),
+        ("WebSocket closed by the upstream", Some(endings::begun(101)), endings::reset_mid_response(), Ending::Clean),
+        ("WebSocket closed by the client", Some(endings::begun(101)), endings::client_gone(1), Ending::Unclean),
         ("internal redirect", None, endings::internal_redirect(), Ending::Clean),
         (
             "internal redirect after a retry",

@@ -48,6 +48,24 @@ fn a_grant_that_is_about_to_expire_is_not_stretched() {
     }
 }
 
+#[test]
+fn grants_that_expire_between_two_callbacks_go_back_unsent() {
+    let worker = worker(&[TRANSFER]);
+    let host = worker.host();
+    host.policy(Policy::Script);
+    let requests: Vec<_> = (0..40).map(|account| worker.request(transfer(account))).collect();
+    worker.freeze_at_next_event(3_600 * MS);
+    let ids = host.waiting();
+    host.grant_all();
+    let through: Vec<u64> =
+        requests.iter().zip(&ids).filter(|(request, _)| request.upstream().is_some()).map(|(_, id)| *id).collect();
+    assert!(!through.is_empty() && through.len() < 40, "{} at once", through.len());
+    let unsent =
+        host.releases().iter().filter(|(id, ending)| *ending == Ending::Unsent && !through.contains(id)).count();
+    assert_eq!(unsent, 40 - through.len());
+    worker.check();
+}
+
 /// The host stops answering; the request must be over, for client and upstream, before the promise is.
 fn abort_before_promise(worker: &Worker, response_begun: bool) {
     let host = worker.host();
