@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use turnstile_core::HandoffBudget;
 
-use crate::store::sqlite::SqliteConfig;
+use crate::store::sqlite;
 
 mod section;
 
@@ -41,7 +41,7 @@ pub struct Sessions {
 #[derive(Clone, Debug)]
 pub enum Store {
     /// An embedded SQLite database in one file.
-    Sqlite(SqliteConfig),
+    Sqlite(sqlite::Config),
 }
 
 /// Flags that override the file.
@@ -143,7 +143,7 @@ impl Store {
         }
         let epoch_max = usize::try_from(turnstile_core::Token::EPOCH_MAX.0 / 2).unwrap_or(usize::MAX);
         let epoch_base = section.count("epoch_base", 0, 0..=epoch_max) as u64;
-        Self::Sqlite(SqliteConfig { path, lease_ttl, epoch_base })
+        Self::Sqlite(sqlite::Config { path, lease_ttl, epoch_base })
     }
 }
 

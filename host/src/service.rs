@@ -26,8 +26,12 @@ const EVENTS_MAX: usize = 1_024;
 /// while the host is slow for a moment.
 const WINDOW_BYTES: u32 = 64 << 20;
 
-/// A peer that does not answer an HTTP/2 ping for this long is gone.
-const KEEPALIVE: Duration = Duration::from_secs(1);
+/// How often peers are sent an HTTP/2 ping.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A peer that does not answer a ping for this long is gone, or frozen: its session is suspended, so that no lock is
+/// granted to somebody who cannot use it. (A peer that was only busy resumes.)
+const PING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What open connections get at the end, to close by themselves.
 const CLOSING_GRACE: Duration = Duration::from_secs(1);
@@ -195,8 +199,8 @@ fn serve_sessions(listener: TcpListener, events: mpsc::Sender<Event>) -> (onesho
         .tcp_nodelay(true)
         .initial_connection_window_size(WINDOW_BYTES)
         .initial_stream_window_size(WINDOW_BYTES)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .http2_keepalive_interval(Some(PING_INTERVAL))
+        .http2_keepalive_timeout(Some(PING_PATIENCE))
         .add_service(Sessions::new(events))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
             let _ = ended.await;

@@ -332,7 +332,6 @@ async fn a_reader_that_does_not_read_is_cut_off_and_harms_nobody() {
     let directory = TempDir::new().unwrap();
     let running = start(&directory, "").await;
     let (slow, _) = session(&running).await;
-    let (mut other, _) = session(&running).await;
     // Each is answered by a rejection, since a key is missing.
     for batch in 0..100 {
         let items = (0..2_000).map(|id| Acquire { id: batch * 2_000 + id + 1, ..Acquire::default() }.into()).collect();
@@ -344,6 +343,7 @@ async fn a_reader_that_does_not_read_is_cut_off_and_harms_nobody() {
         }
     })
     .await;
+    let (mut other, _) = session(&running).await;
     other.say(acquire(1, "default/a", 0));
     other.grant().await;
 }

@@ -45,7 +45,7 @@ fn found(what: &str, variable: &str, default: impl FnOnce() -> PathBuf, remedy: 
 }
 
 /// The workspace's target directory.
-fn target() -> PathBuf {
+pub fn target() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in a workspace");
     // A relative CARGO_TARGET_DIR is meant from where cargo was called; cargo runs tests in the crate's directory.
     match env::var_os("CARGO_TARGET_DIR").filter(|value| !value.is_empty()).map(PathBuf::from) {

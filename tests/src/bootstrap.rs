@@ -26,6 +26,11 @@ impl Bootstrap {
         Self(serde_saphyr::from_str(SHIPPED).expect("envoy.yaml is YAML"))
     }
 
+    /// Any other bootstrap.
+    pub fn of(bootstrap: Value) -> Self {
+        Self(bootstrap)
+    }
+
     /// Puts in what differs from one machine to the next: ports that Envoy chooses itself, and where things are.
     pub fn place(&mut self, host: SocketAddr, upstream: SocketAddr, plugin: &Path) -> &mut Self {
         self.replace(&format!("{LISTENER}/port_value"), json!(0));

@@ -2,6 +2,7 @@
 
 pub mod artifacts;
 pub mod behave;
+pub mod bench;
 pub mod bootstrap;
 pub mod checker;
 pub mod demo;
@@ -12,6 +13,7 @@ pub mod link;
 pub mod load;
 pub mod ports;
 pub mod process;
+pub mod proxy_wasm;
 pub mod scripted_host;
 pub mod session_client;
 pub mod upstream;

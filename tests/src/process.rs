@@ -83,6 +83,20 @@ impl Process {
         kib * 1024
     }
 
+    /// CPU that it used so far, in user mode and in the kernel for it.
+    pub fn cpu_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the process runs");
+        let (_, fields) = stat.rsplit_once(") ").expect("the name is in parentheses");
+        // Fields 14 and 15 (utime, stime) of proc(5); the first after the name is field 3.
+        let ticks: u64 = fields
+            .split_ascii_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|field| field.parse::<u64>().expect("times are numbers of ticks"))
+            .sum();
+        Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+    }
+
     /// What it wrote so far.
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()

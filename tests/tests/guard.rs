@@ -43,8 +43,13 @@ impl Guard {
     }
 }
 
+/// Runs a copy of the program that lies in `directory`, far from any Envoy that was fetched.
 fn run(args: &[&str], directory: &Path) -> Output {
-    let mut command = Command::new(artifacts::turnstile_bin());
+    let program = directory.join("turnstile");
+    if !program.exists() {
+        std::fs::copy(artifacts::turnstile_bin(), &program).expect("the program can be copied");
+    }
+    let mut command = Command::new(program);
     command.args(args).current_dir(directory).env_remove("TURNSTILE_PLUGIN_WASM").env("PATH", "");
     command.output().expect("the program can be run")
 }
@@ -68,11 +73,11 @@ async fn sigterm_lets_the_request_under_way_end_and_leaves_no_lock_behind() {
     let upstream = Upstream::start().await;
     let mut guard = Guard::start(upstream.address, &["--rule", RULE]).await;
     let ask = Ask::post("/accounts/1/transfer").behave("delay=1500");
-    let (proxy, request) = (guard.listen, tokio::spawn(async move { ask.send(proxy).await }));
+    let request = ask.spawn(guard.listen);
     upstream.began("/accounts/1/transfer").await;
     guard.process.signal(Signal::TERM);
     let answer = request.await.expect("the client ends").expect("the request is answered");
-    assert_eq!((answer.status, proxy), (200, guard.listen));
+    assert_eq!(answer.status, 200);
     let status = guard.process.ended(PATIENCE).await;
     assert!(status.success(), "{status}: {}", guard.process.output());
 }

@@ -11,7 +11,13 @@ pub enum Command {
     /// The waiter is now a holder. It may believe so until the instant it sent heartbeat `seq`, plus `valid`.
     Grant { session: SessionId, request: RequestId, token: Token, waited: Duration, seq: HeartbeatSeq, valid: Duration },
     /// The waiter is none any more.
-    Reject { session: SessionId, request: RequestId, reason: RejectReason, retry_after: Option<Duration>, queue_length: usize },
+    Reject {
+        session: SessionId,
+        request: RequestId,
+        reason: RejectReason,
+        retry_after: Option<Duration>,
+        queue_length: usize,
+    },
     /// The hold is being ended by us (or, for an unknown one after a resume, is none): the client must stop believing.
     Lost { session: SessionId, request: RequestId, reason: LostReason },
     /// The session was heard; its holds that were not told `Lost` may be believed in until the instant it sent

@@ -17,8 +17,9 @@ use crate::{ClaimId, Command, Config, Input, Instant, LockKey};
 /// [`poll_command`](Self::poll_command), [`next_deadline`](Self::next_deadline), [`fault`](Self::fault). The driver
 /// empties `poll_command` after every input. The rest are getters, for metrics and tests.
 ///
-/// `now` must not go back; an instant before the last one counts as the last one. What is due at `now` happens before
-/// an input of that `now` is looked at, in whatever order a driver that was frozen catches up.
+/// `now` must not go back; an instant before the last one counts as the last one. Deadlines are acted on by
+/// `handle_timeout` alone, and late is safe: so a driver that was frozen can first hand in what its clients sent in
+/// the meantime, and only then let time take its course.
 #[derive(Debug)]
 pub struct Engine {
     pub(crate) config: Config,
@@ -74,10 +75,7 @@ impl Engine {
 
     /// Takes one input.
     pub fn handle(&mut self, now: Instant, input: Input) {
-        self.step(now, |engine| {
-            engine.run_due()?;
-            engine.dispatch(input)
-        });
+        self.step(now, |engine| engine.dispatch(input));
     }
 
     /// Acts on the deadlines that have come.

@@ -315,7 +315,8 @@ impl Keys {
 
     #[cfg(any(test, debug_assertions))]
     pub(crate) fn walk_idle(&self) -> impl Iterator<Item = (KeyIndex, Instant)> {
-        let links = |index: KeyIndex| self.slab.get(index.0 as usize).and_then(|key| key.idle).map(|idle| (index, idle));
+        let links =
+            |index: KeyIndex| self.slab.get(index.0 as usize).and_then(|key| key.idle).map(|idle| (index, idle));
         let first = self.first_idle.and_then(links);
         core::iter::successors(first, move |(_, idle)| idle.after.and_then(links))
             .take(self.slab.len() + 1)

@@ -139,8 +139,7 @@ impl Engine {
         let useful = useful_validity(&self.config);
         let ttl = self.config.session_ttl;
         let left = |basis: Duration| (heard + validity(basis)).saturating_since(self.now);
-        let basis =
-            if self.mutated(Mutation::LeaseIgnored) { ttl } else { self.lease.basis(heard, self.now, ttl) };
+        let basis = if self.mutated(Mutation::LeaseIgnored) { ttl } else { self.lease.basis(heard, self.now, ttl) };
         Ok(if left(basis) >= useful {
             Prospect::Good
         } else if left(ttl) < useful {

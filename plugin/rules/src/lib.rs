@@ -1,4 +1,95 @@
 //! The rule language of Turnstile: which requests are guarded, and by which lock key.
+//!
+//! Pure: no I/O, no proxy SDK; compiles for `wasm32-unknown-unknown`. The filter parses its configuration with
+//! [`FilterConfig::parse`] and asks [`RuleSet::decide`] about every request; `turnstile guard` makes such a
+//! configuration with [`parse_rules_file`] and [`filter_config_json`].
+//!
+//! # Rules
+//!
+//! A rule is one line:
+//!
+//! ```text
+//! METHOD[,METHOD...] [HOST]/PATH key=TEMPLATE [OPTION=VALUE...]
+//!
+//! POST /accounts/{id}/transfer                key=account:{id} wait=5s
+//! POST,PUT pay.example.com/accounts/{id}      key=account:{id}
+//! *    *.example.com/reports/{*path}          key=report:{path} wait=0 hold=10m
+//! POST /import                                key=import:{header.x-tenant}:{query.table}
+//! ```
+//!
+//! or, in the filter's JSON, an object of the same meaning:
+//!
+//! ```json
+//! { "name": "transfer",
+//!   "match": { "host": "pay.example.com", "methods": ["POST"], "path": "/accounts/{id}/transfer" },
+//!   "key": "account:{id}", "wait": "5s", "hold": "60s", "lock_delay": "15s",
+//!   "on_lost": "abort", "on_host_unavailable": "deny" }
+//! ```
+//!
+//! | option | values | default | meaning |
+//! |---|---|---|---|
+//! | `key` | a key template | required | which lock the request needs |
+//! | `wait` | 0 to 10m | 10s | how long a request waits for the lock; 0 is "try" |
+//! | `hold` | above 0, to 1h | 60s | the longest hold |
+//! | `lock_delay` | 0 to 1h | 15s | quarantine of the key after a hold that ended uncleanly |
+//! | `on_lost` | `abort`, `continue` | `abort` | what becomes of a request whose lock is lost |
+//! | `on_host_unavailable` | `deny`, `allow` | `deny` | what becomes of a request when no host answers |
+//! | `name` | printable ASCII | what the rule matches | unique; for logs and people |
+//!
+//! Durations are whole numbers with a unit: `250ms`, `5s`, `2m`, `1h`; or a bare `0`. A rules file has one rule a line,
+//! and `#` at the start of a word begins a comment; or it is a JSON array of rules.
+//!
+//! **Method**: case-sensitive names, or `*` for every method. `GET` does not include `HEAD`.
+//!
+//! **Host**: `pay.example.com`, or `*.example.com` for every host under it at any depth. Case, port and a final dot do
+//! not matter. A rule without a host is for every host. A rule with one guards that host only: if the upstream answers
+//! to other names too, leave the host out, or let Envoy's virtual host admit no others.
+//!
+//! **Path template**: segments to be met exactly, `{name}` for any one segment, `{*name}` at the end for all that is
+//! left (at least one segment). A parameter fills a whole segment.
+//!
+//! **Key template**: `{name}` is a parameter of the path, `{query.NAME}` a query parameter, `{header.NAME}` a header;
+//! all else is literal: visible ASCII without commas, braces doubled. A template without placeholders is one lock for
+//! all. Rules with the same key share the lock. Between two values there must be a character that neither can contain,
+//! such as `:` or `/`, so that different values never make the same key. The full key is `namespace/key`, at most
+//! [`KEY_MAX_BYTES`] bytes.
+//!
+//! # Which rule, if several match
+//!
+//! 1. The host: an exact one, then the longest wildcard, then none.
+//! 2. The path, segment by segment from the left: exact, then `{name}`, then `{*name}`.
+//! 3. The method: a named one, then `*`.
+//!
+//! A rule counts only if it matches in all three; a better match in one of them hides nothing. So with `GET
+//! /accounts/me` and `POST /accounts/{id}`, a `POST /accounts/me` gets the second. Two rules for the same host, method
+//! and path are refused.
+//!
+//! # No way around a lock by spelling
+//!
+//! Paths are matched in a canonical form. Spellings that every server reads alike make no difference: escapes of
+//! ordinary characters (`%34%32` is `42`), doubled and trailing slashes, `.` segments. Spellings that servers read
+//! *differently* are never given a lock. If such a path is guarded in any reading of it, the request is refused with
+//! status 400, and otherwise it passes unguarded:
+//!
+//! - escaped slashes and backslashes (`%2F`, `%5C`), backslashes, `..` segments;
+//! - path parameters (`;jsessionid=..`), also escaped; an escaped `?` or `#`; a fragment;
+//! - control characters, escaped or not, NUL among them; a space at the start or end of a segment;
+//! - invalid escapes (`%zz`, `%u0061`) and doubly escaped bytes (`%2534`);
+//! - targets that do not begin with a slash; ambiguous paths beyond 2 KiB (refused whatever they say, if there is any
+//!   rule for the host and method).
+//!
+//! Every value in a key is decoded, and written with every byte outside `[A-Za-z0-9-._~@]` as `%XX`. A request is also
+//! refused with status 400 if a query parameter or header of its key
+//!
+//! - is missing or empty,
+//! - occurs more than once (names of query parameters that differ only in case, or in spaces around them, count as the
+//!   same, and a comma in a header as two values),
+//! - contains a control character, or a space at its start or end, or, in a query, an invalid escape or a `;` beside
+//!   it;
+//!
+//! or if the key is too long.
+//!
+//! What spelling rules cannot see is what the application itself takes for the same: see the README's list.
 
 mod config;
 mod duration;

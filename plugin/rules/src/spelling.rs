@@ -8,8 +8,8 @@ use std::borrow::Cow;
 
 use crate::encoding;
 
-/// The longest ambiguous path of which the readings are listed, in bytes: there are up to 48 of them.
-pub(crate) const AMBIGUOUS_MAX_BYTES: usize = 8 * 1024;
+/// The longest ambiguous path of which the readings are listed, in bytes: there can be 192 of them.
+pub(crate) const AMBIGUOUS_MAX_BYTES: usize = 2 * 1024;
 
 /// How a request target is spelled.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,17 +22,21 @@ pub(crate) enum Spelling<'t> {
     Ambiguous(&'static str),
 }
 
-/// How one upstream might read an ambiguous path.
+/// How one upstream might read a path.
 #[derive(Clone, Copy, Debug)]
 struct Reader {
     escapes: Escapes,
     separators: Separators,
-    /// Ends a segment at `;`, and the path at an escaped `?`, `#` or NUL; drops control characters and outer spaces.
+    /// Ends a segment at `;`, drops its control characters and outer spaces.
     trims: bool,
     /// Resolves `..`; other readers take it for a name.
     resolves_parents: bool,
-    /// Takes `#` for the end of the path; other readers take it for a letter.
-    cuts_fragment: bool,
+    /// Ends the path at `#`; other readers take it for a letter.
+    ends_at_fragment: bool,
+    /// Ends the path at an escaped `?` or `#`.
+    ends_at_escaped_query: bool,
+    /// Ends the path at a NUL.
+    ends_at_nul: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,9 +73,11 @@ pub(crate) fn spelling(target: &[u8]) -> Spelling<'_> {
             separators: Separators::Slash,
             trims: false,
             resolves_parents: true,
-            cuts_fragment: true,
+            ends_at_fragment: true,
+            ends_at_escaped_query: false,
+            ends_at_nul: false,
         };
-        Spelling::Plain(Cow::Owned(plain.read(target)))
+        Spelling::Plain(Cow::Owned(plain.read(path)))
     }
 }
 
@@ -116,28 +122,54 @@ fn value_ambiguity(segment: &[u8]) -> Option<&'static str> {
 
 /// The canonical form of an ambiguous path in the eyes of every reader that could matter; some may be equal.
 pub(crate) fn readings(target: &[u8]) -> impl Iterator<Item = String> {
-    let has = |byte: u8| target.contains(&byte);
-    let (has_escape, has_backslash, has_fragment) = (has(b'%'), has(b'\\'), has(b'#'));
-    let separators = [Separators::Slash, Separators::SlashAndBackslash, Separators::EscapedToo];
-    let separators = separators.into_iter().filter(move |separators| match separators {
-        Separators::Slash => true,
-        Separators::SlashAndBackslash => has_backslash,
-        Separators::EscapedToo => has_escape,
-    });
-    let escapes = [Escapes::Once, Escapes::Fully].into_iter().filter(move |&it| it == Escapes::Once || has_escape);
-    let fragments = [true, false].into_iter().filter(move |&cuts_fragment| cuts_fragment || has_fragment);
-    separators.flat_map(move |separators| {
-        let fragments = fragments.clone();
-        escapes.clone().flat_map(move |escapes| {
-            fragments.clone().flat_map(move |cuts_fragment| {
-                [(false, true), (true, true), (false, false), (true, false)].into_iter().map(
-                    move |(trims, resolves_parents)| {
-                        Reader { escapes, separators, trims, resolves_parents, cuts_fragment }.read(target)
-                    },
-                )
-            })
-        })
-    })
+    // No reader looks for the path behind the first '?'.
+    let path = target.split(|&byte| byte == b'?').next().unwrap_or_default();
+    readers(path).into_iter().map(move |reader| reader.read(path))
+}
+
+/// Every combination of what readers may do, as far as it makes a difference to this path.
+fn readers(path: &[u8]) -> Vec<Reader> {
+    const YES_NO: &[bool] = &[true, false];
+    let mut bare = Vec::new();
+    for &byte in path {
+        bare.push(byte);
+        collapse(&mut bare);
+    }
+    let has_escape = path.contains(&b'%');
+    let has = |what: fn(&u8) -> bool| bare.iter().any(what);
+    let if_any = |what| if has(what) { YES_NO } else { &[false] };
+    let escapes: &[Escapes] = if has_escape { &[Escapes::Once, Escapes::Fully] } else { &[Escapes::Once] };
+    let separators: &[Separators] = match (path.contains(&b'\\'), has_escape) {
+        (false, false) => &[Separators::Slash],
+        (true, false) => &[Separators::Slash, Separators::SlashAndBackslash],
+        (false, true) => &[Separators::Slash, Separators::EscapedToo],
+        (true, true) => &[Separators::Slash, Separators::SlashAndBackslash, Separators::EscapedToo],
+    };
+    let mut readers = Vec::new();
+    for &escapes in escapes {
+        for &separators in separators {
+            for &trims in if_any(|byte| matches!(byte, b';' | b' ') || byte.is_ascii_control()) {
+                for &resolves_parents in if_any(|byte| *byte == b'.') {
+                    for &ends_at_fragment in if_any(|byte| *byte == b'#') {
+                        for &ends_at_escaped_query in if_any(|byte| matches!(byte, b'?' | b'#')) {
+                            for &ends_at_nul in if_any(|byte| *byte == 0) {
+                                readers.push(Reader {
+                                    escapes,
+                                    separators,
+                                    trims,
+                                    resolves_parents,
+                                    ends_at_fragment,
+                                    ends_at_escaped_query,
+                                    ends_at_nul,
+                                });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    readers
 }
 
 /// Up to the query or fragment.
@@ -160,53 +192,58 @@ fn canonical_already(path: &[u8]) -> Option<&str> {
 }
 
 impl Reader {
-    /// The path of `target` in canonical form, as this reader understands it.
-    fn read(self, target: &[u8]) -> String {
-        let path = if self.cuts_fragment {
-            path_of(target)
-        } else {
-            target.split(|&byte| byte == b'?').next().unwrap_or_default()
-        };
-        let mut segments: Vec<Vec<u8>> = Vec::new();
-        for mut segment in self.split(without_authority(path)) {
-            let goes_on = !self.trims || trim(&mut segment);
+    /// A path in canonical form, as this reader understands it.
+    fn read(self, path: &[u8]) -> String {
+        let path = if self.ends_at_fragment { path_of(path) } else { path };
+        let mut canonical = String::with_capacity(path.len());
+        let mut starts = Vec::new();
+        let mut segment = Vec::new();
+        let mut rest = Some(without_authority(path));
+        while let Some(path) = rest {
+            rest = self.take_segment(path, &mut segment);
+            if let Some(end) = segment.iter().position(|&byte| self.ends_at(byte)) {
+                segment.truncate(end);
+                rest = None;
+            }
+            if self.trims {
+                trim(&mut segment);
+            }
             match segment.as_slice() {
                 b"" | b"." => {}
-                b".." if self.resolves_parents => drop(segments.pop()),
-                _ => segments.push(segment),
+                b".." if self.resolves_parents => canonical.truncate(starts.pop().unwrap_or(0)),
+                _ => {
+                    starts.push(canonical.len());
+                    canonical.push('/');
+                    encoding::encode(&segment, &mut canonical);
+                }
             }
-            if !goes_on {
-                break;
-            }
-        }
-        let mut canonical = String::with_capacity(path.len());
-        for segment in &segments {
-            canonical.push('/');
-            encoding::encode(segment, &mut canonical);
         }
         if canonical.is_empty() { "/".to_owned() } else { canonical }
     }
 
-    /// Splits into decoded segments.
-    fn split(self, path: &[u8]) -> Vec<Vec<u8>> {
-        let mut segments = Vec::new();
-        let mut segment = Vec::new();
+    /// Decodes the first segment of `path` into `segment`; what follows its separator is left.
+    fn take_segment<'p>(self, path: &'p [u8], segment: &mut Vec<u8>) -> Option<&'p [u8]> {
+        segment.clear();
         let mut rest = path;
         while let Some((&byte, after)) = rest.split_first() {
-            let (byte, is_escaped, length) = match encoding::escape(rest) {
-                Some(decoded) => (decoded, true, 3),
-                None => (byte, false, 1),
-            };
-            rest = if is_escaped { rest.get(length..).unwrap_or_default() } else { after };
-            segment.push(byte);
-            let is_escaped = self.escapes == Escapes::Fully && collapse(&mut segment) || is_escaped;
+            let decoded = encoding::escape(rest);
+            rest = if decoded.is_some() { rest.get(3..).unwrap_or_default() } else { after };
+            segment.push(decoded.unwrap_or(byte));
+            let is_escaped = self.escapes == Escapes::Fully && collapse(segment) || decoded.is_some();
             if self.is_separator(segment.last().copied(), is_escaped) {
                 segment.pop();
-                segments.push(std::mem::take(&mut segment));
+                return Some(rest);
             }
         }
-        segments.push(segment);
-        segments
+        None
+    }
+
+    fn ends_at(self, byte: u8) -> bool {
+        match byte {
+            0 => self.ends_at_nul,
+            b'?' | b'#' => self.ends_at_escaped_query,
+            _ => false,
+        }
     }
 
     fn is_separator(self, byte: Option<u8>, is_escaped: bool) -> bool {
@@ -235,15 +272,13 @@ fn collapse(segment: &mut Vec<u8>) -> bool {
     }
 }
 
-/// Trims a segment as lenient upstreams do; false if the path ends in it.
-fn trim(segment: &mut Vec<u8>) -> bool {
-    let path_end = segment.iter().position(|byte| matches!(byte, b'?' | b'#' | 0));
-    segment.truncate(path_end.unwrap_or(segment.len()));
+/// Trims a segment as lenient upstreams do.
+fn trim(segment: &mut Vec<u8>) {
     let parameter = segment.iter().position(|&byte| byte == b';');
     segment.truncate(parameter.unwrap_or(segment.len()));
     segment.retain(|byte| !byte.is_ascii_control());
-    *segment = segment.trim_ascii().to_vec();
-    path_end.is_none()
+    segment.truncate(segment.trim_ascii_end().len());
+    segment.drain(..segment.len() - segment.trim_ascii_start().len());
 }
 
 /// The path of an absolute-form target.
@@ -251,9 +286,11 @@ fn without_authority(path: &[u8]) -> &[u8] {
     if path.first() == Some(&b'/') {
         return path;
     }
-    let Some(scheme_end) = path.windows(3).position(|window| window == b"://") else {
+    let is_scheme = |byte: &&u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
+    let scheme_end = path.iter().take_while(is_scheme).count();
+    if scheme_end == 0 || !path.get(scheme_end..).is_some_and(|rest| rest.starts_with(b"://")) {
         return path;
-    };
+    }
     let after_scheme = path.get(scheme_end + 3..).unwrap_or_default();
     let path_start = after_scheme.iter().position(|&byte| byte == b'/').unwrap_or(after_scheme.len());
     after_scheme.get(path_start..).unwrap_or_default()

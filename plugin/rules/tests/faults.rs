@@ -1,4 +1,5 @@
 //! What is refused in a configuration, and how that reads.
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are tests")]
 
 use serde_json::{Value, json};
 use turnstile_rules::{FilterConfig, filter_config_json, parse_rules_file};

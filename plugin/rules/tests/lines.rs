@@ -1,4 +1,5 @@
 //! What lines and objects mean.
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are tests")]
 
 mod common;
 
@@ -79,4 +80,24 @@ fn the_document_around_the_rules() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// The examples of the reference are rules that can be used, and together.
+#[test]
+fn the_reference_is_right() {
+    let docs: String = include_str!("../src/lib.rs")
+        .lines()
+        .filter_map(|line| line.strip_prefix("//!"))
+        .fold(String::new(), |docs, line| docs + line.strip_prefix(' ').unwrap_or(line) + "\n");
+    let block =
+        |language: &str| docs.split(&format!("```{language}\n")).nth(1).and_then(|rest| rest.split("```").next());
+    let (form, lines) = block("text").and_then(|text| text.split_once("\n\n")).expect("a block of lines");
+    assert_eq!(form, "METHOD[,METHOD...] [HOST]/PATH key=TEMPLATE [OPTION=VALUE...]");
+    let rules = turnstile_rules::parse_rules_file(lines).unwrap_or_else(|faults| panic!("{faults}"));
+    assert_eq!(rules.len(), 4);
+    let object: Value = serde_json::from_str(block("json").expect("a block of JSON")).expect("JSON");
+    check(
+        object,
+        ("transfer".to_owned(), 5_000 * MS, 60_000 * MS, 15_000 * MS, OnLost::Abort, OnHostUnavailable::Deny),
+    );
 }

@@ -1,4 +1,5 @@
 //! Which rule a request gets, and with which key.
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are tests")]
 
 mod common;
 

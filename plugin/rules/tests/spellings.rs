@@ -1,4 +1,5 @@
 //! No way around a lock by spelling: the same resource gets the same key, or the request is refused.
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests are tests")]
 
 mod common;
 
@@ -129,6 +130,8 @@ fn ambiguous_spellings_are_refused() {
             ("/accounts/42/transfer%00", CONTROL),
             ("/accounts/42/transfer%00/more", CONTROL),
             ("/accounts/42/transfer%00.json", CONTROL),
+            ("/accounts/4%00/transfer;v", CONTROL),
+            ("/accounts/4%3F2/transfer%00.json", "an escaped '?'"),
             ("/accounts/42/tran%0asfer", CONTROL),
             ("/accounts/42/transfer%0d%0a", CONTROL),
             ("/accounts/42/transfer\u{1}", CONTROL),
@@ -151,6 +154,8 @@ fn ambiguous_spellings_are_refused() {
             ("http://pay.example.com/accounts/42/transfer", RELATIVE),
             ("http://pay.example.com:80/accounts/42/transfer?x", RELATIVE),
             ("accounts/42/transfer", RELATIVE),
+            (";p/accounts/:///transfer", RELATIVE),
+            ("\\accounts/://transfer", RELATIVE),
             ("?/accounts", "-"),
         ],
     );
@@ -214,6 +219,6 @@ fn overlong_ambiguous_paths_are_refused() {
     check(TRANSFER, &[(&long, SLASH), (&long.replace("%2f", ""), "-")]);
     check(&["GET /accounts/{id}/transfer key=account:{id}"], &[(&long, "-")]);
     check(&["POST other.example.com/accounts/{id} key=account:{id}"], &[(&long, "-")]);
-    let just_fits = format!("/{}%2f", "x".repeat(8_000));
+    let just_fits = format!("/{}%2f", "x".repeat(2_000));
     check(TRANSFER, &[(&just_fits, "-")]);
 }

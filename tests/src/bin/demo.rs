@@ -5,10 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use turnstile_tests::artifacts;
 use turnstile_tests::demo::options::Options;
 use turnstile_tests::demo::show::{Programs, Stage, time_limit};
+use turnstile_tests::demo::stop::Stop;
 
 // One thread: the kernel ends the children when the thread that started them ends, and that must be this one.
 #[tokio::main(flavor = "current_thread")]
@@ -76,25 +76,6 @@ fn stopped() -> ExitCode {
 fn failed(error: &io::Error) -> ExitCode {
     eprintln!("the demo could not be run: {error}");
     ExitCode::FAILURE
-}
-
-/// Ctrl-C and SIGTERM.
-struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Stop {
-    fn listen() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }
 
 /// Empties the demo's directory, unless another demo is at work there.

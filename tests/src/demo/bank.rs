@@ -26,6 +26,7 @@ use turnstile_protocol::headers;
 
 use super::journal::{self, Journal};
 use super::ledger::{AccountId, Ledger};
+use super::stop::Stop;
 
 /// The largest request body, in bytes.
 const BODY_MAX: usize = 4096;
@@ -46,19 +47,35 @@ pub struct Options {
     pub work: Duration,
 }
 
-/// Runs the parent: starts the workers, says on stdout where they listen, and ends when one of them does.
+/// Runs the parent: starts the workers, says on stdout where they listen, and ends when it is told to (SIGTERM or
+/// Ctrl-C) or when a worker ends. No worker is left then.
 pub fn run_parent(options: &Options) -> io::Result<()> {
     std::fs::create_dir_all(&options.data)?;
     let listener = TcpListener::bind(options.listen)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // From here on a signal does not end us before the workers.
+    let stop = runtime.block_on(async { Stop::listen() })?;
     let mut workers = (0..options.workers).map(|_| start_worker(options, &listener)).collect::<io::Result<Vec<_>>>()?;
     println!("legacy-bank listens on {} with {} worker processes", listener.local_addr()?, options.workers);
+    let result = runtime.block_on(watch(&mut workers, stop));
+    for worker in &mut workers {
+        worker.kill()?;
+        worker.wait()?;
+    }
+    result
+}
+
+async fn watch(workers: &mut [Child], mut stop: Stop) -> io::Result<()> {
     loop {
-        for worker in &mut workers {
+        tokio::select! {
+            () = stop.asked() => return Ok(()),
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        for worker in workers.iter_mut() {
             if let Some(status) = worker.try_wait()? {
                 return Err(io::Error::other(format!("worker {} ended with {status}", worker.id())));
             }
         }
-        std::thread::sleep(LOOK_EVERY);
     }
 }
 

@@ -8,3 +8,4 @@ pub mod options;
 pub mod processes;
 pub mod report;
 pub mod show;
+pub mod stop;

@@ -132,7 +132,9 @@ impl Report {
         add("fencing tokens at the bank", &Burst::tokens);
         add("requests/s", &|burst| grouped(burst.rate().round() as i64));
         add("answer time p50 / p99, ms", &|burst| quantiles(&burst.seen.latencies));
-        add("  of it waiting for the lock", &|burst| quantiles(&burst.seen.waits));
+        if columns.iter().any(|(_, burst)| !burst.seen.waits.is_empty()) {
+            add("  of it waiting for the lock", &|burst| quantiles(&burst.seen.waits));
+        }
         text
     }
 }

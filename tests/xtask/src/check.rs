@@ -9,46 +9,59 @@ use crate::progress::{Done, Progress};
 use crate::tidy;
 use crate::wasm::{TARGET, Toolchain};
 
-/// Looks, and changes nothing but the target directory.
+/// Looks, and changes nothing but the target directory. One fault does not hide the next: all checks run.
 pub(crate) fn run(layout: &Layout) -> Result<(), Failure> {
     let mut progress = Progress::new(7);
     let _lock = layout.lock_parts()?;
     progress.step("looking for rustfmt and clippy", || components(layout))?;
-    progress.step("tidy: the rules of the house", || tidy::check(layout))?;
-    progress.step("cargo fmt", || {
-        shown(layout, "fmt", cargo(layout).args(["fmt", "--all", "--check"]), "`cargo xtask fix` formats")
-    })?;
-    progress.step("cargo clippy", || {
-        shown(
-            layout,
-            "clippy",
-            cargo(layout).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
-            "mend it; `cargo xtask fix` mends what clippy can",
-        )
-    })?;
     let toolchain = progress.step("finding a compiler for wasm", || Toolchain::ensure(layout))?;
-    progress.step("cargo clippy, plugin for wasm", || match toolchain {
-        Toolchain::InUse => shown(
-            layout,
-            "clippy-wasm",
-            cargo(layout).args(["clippy", "--package", "turnstile-plugin", "--target", TARGET, "--", "-D", "warnings"]),
-            "mend it; `cargo xtask fix` mends what clippy can",
-        ),
+    let results = [
+        progress.step("tidy: the rules of the house", || tidy::check(layout)),
+        progress.step("cargo fmt", || {
+            let mut fmt = cargo(layout);
+            fmt.args(["fmt", "--all", "--check", "--", "--color", "never"]);
+            shown(layout, "fmt", &mut fmt, "`cargo xtask fix` formats")
+        }),
+        progress.step("cargo clippy", || {
+            let mut clippy = cargo(layout);
+            clippy.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+            shown(layout, "clippy", &mut clippy, MEND)
+        }),
+        progress.step("cargo clippy, plugin for wasm", || check_wasm(layout, toolchain)),
+        progress.step("cargo doc", || {
+            let mut doc = cargo(layout);
+            doc.env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps"]);
+            shown(layout, "doc", &mut doc, "mend the documentation")
+        }),
+    ];
+    let failures: Vec<Failure> = results.into_iter().filter_map(Result::err).collect();
+    if failures.is_empty() {
+        println!("all is well, {:.1} s in all", progress.seconds());
+        return Ok(());
+    }
+    for failure in &failures {
+        eprintln!("\n{failure}");
+    }
+    Err(Failure::new(format!("{} of the checks failed", failures.len())).advise("mend what is told above"))
+}
+
+const MEND: &str = "mend it; `cargo xtask fix` mends what clippy can";
+
+fn check_wasm(layout: &Layout, toolchain: Toolchain) -> Result<((), Done), Failure> {
+    match toolchain {
+        Toolchain::InUse => {
+            let mut clippy = cargo(layout);
+            clippy.args(["clippy", "--package", "turnstile-plugin", "--target", TARGET, "--", "-D", "warnings"]);
+            shown(layout, "clippy-wasm", &mut clippy, MEND)
+        }
         // Clippy belongs to one compiler, and the one in use cannot compile for wasm: let Debian's own warn.
         Toolchain::Debian => {
             let mut build = toolchain.build(layout);
             build.env("CARGO_BUILD_WARNINGS", "deny").args(["--package", "turnstile-plugin"]);
-            shown(layout, "clippy-wasm", &mut build, "mend it")
-                .map(|(value, _)| (value, Done::Note("compiler warnings only: clippy is of another compiler".into())))
+            shown(layout, "clippy-wasm", &mut build, "mend it")?;
+            Ok(((), Done::Note("the compiler's warnings only: clippy is of another compiler".into())))
         }
-    })?;
-    progress.step("cargo doc", || {
-        let mut doc = cargo(layout);
-        doc.env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps"]);
-        shown(layout, "doc", &mut doc, "mend the documentation")
-    })?;
-    println!("all is well, {:.1} s in all", progress.seconds());
-    Ok(())
+    }
 }
 
 /// Mends what machines can mend.

@@ -144,7 +144,14 @@ impl Bench {
         self.gain_with(name, claim, epoch, DELAY, 0)
     }
 
-    pub(crate) fn gain_with(&mut self, name: &str, claim: u64, epoch: u64, lock_delay: Duration, until: u64) -> Vec<Command> {
+    pub(crate) fn gain_with(
+        &mut self,
+        name: &str,
+        claim: u64,
+        epoch: u64,
+        lock_delay: Duration,
+        until: u64,
+    ) -> Vec<Command> {
         self.give(Input::OwnershipGained {
             key: key(name),
             claim: ClaimId(claim),
@@ -178,7 +185,13 @@ pub(crate) fn reject(session: u64, request: u64, reason: RejectReason) -> Comman
     reject_with(session, request, reason, None, 0)
 }
 
-pub(crate) fn reject_with(session: u64, request: u64, reason: RejectReason, retry_ms: Option<u64>, queue: usize) -> Command {
+pub(crate) fn reject_with(
+    session: u64,
+    request: u64,
+    reason: RejectReason,
+    retry_ms: Option<u64>,
+    queue: usize,
+) -> Command {
     let (session, request) = (SessionId(session), RequestId(request));
     Command::Reject { session, request, reason, retry_after: retry_ms.map(ms), queue_length: queue }
 }

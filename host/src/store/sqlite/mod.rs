@@ -9,6 +9,9 @@
 //! The file must lie on a local disk. SQLite's locks and its shared memory do not work over a network filesystem (NFS,
 //! SMB, some container volumes), and that cannot be detected: two hosts would then corrupt the file.
 //!
+//! A host that is stopped (SIGSTOP, a debugger) in the middle of a commit keeps SQLite's write lock: until it goes on or
+//! is killed, nobody can write, and every lease runs out. That is safe, and not to be helped in this store.
+//!
 //! Sources: <https://www.sqlite.org/wal.html>, <https://www.sqlite.org/howtocorrupt.html>.
 
 mod database;

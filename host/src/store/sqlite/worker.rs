@@ -14,7 +14,7 @@ use super::notice::Cursor;
 use super::records::{self, Claimed, Known, Quarantine, Rivals, Wanted};
 use super::table::{Entry, Owned, Queued, Table, Told};
 use super::transaction::Fault;
-use super::{Shared, Config};
+use super::{Config, Shared};
 use crate::clock;
 use crate::store::{Event, Operation, StoreError};
 

@@ -1,5 +1,6 @@
 //! Requests and decisions as the tables of the tests write them.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::expect_used, clippy::panic, reason = "clippy does not see that these helpers are tests")]
 
 use std::borrow::Cow;
 

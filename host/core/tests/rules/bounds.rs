@@ -1,0 +1,67 @@
+//! Bounds (I7): past them the answer is a rejection at once.
+
+use turnstile_core::{Acquire, EndReason, HeartbeatSeq, Input, RejectReason, SessionId};
+
+use crate::bench::*;
+
+#[test]
+fn waiters_of_a_key() {
+    let mut bench = Bench::ready_with(2, |config| config.waiters_per_key_max = 2);
+    bench.acquire(1, wants(2));
+    bench.acquire(1, wants(3));
+    bench.acquire(2, wants(1));
+    assert_eq!(bench.acquire(2, wants(2)), [reject_with(2, 2, RejectReason::QueueFull, Some(0), 2)]);
+    bench.cancel(1, 3);
+    assert_eq!(bench.acquire(2, wants(3)), []);
+}
+
+#[test]
+fn waiters_of_a_session() {
+    let mut bench = Bench::ready_with(2, |config| config.waiters_per_session_max = 1);
+    bench.acquire(1, wants(2));
+    assert_eq!(bench.acquire(1, wants(3)), []);
+    assert_eq!(bench.acquire(1, wants(4)), [reject(1, 4, RejectReason::SessionFull)]);
+    assert_eq!(bench.acquire(2, wants(1)), []);
+}
+
+#[test]
+fn sessions() {
+    let mut bench = Bench::new(|config| config.sessions_max = 1);
+    bench.open(1);
+    let open = Input::OpenSession { session: SessionId(2), seq: HeartbeatSeq(1) };
+    assert_eq!(bench.give(open), [end(2, EndReason::TooMany)]);
+    assert_eq!(bench.engine.session_count(), 1);
+}
+
+#[test]
+fn keys_are_evicted_longest_idle_first_and_never_in_use() {
+    let mut bench = Bench::new(|config| config.keys_max = 2);
+    bench.open(1);
+    let on = |request, name: &str| Acquire { key: key(name), ..wants(request) };
+    bench.acquire(1, on(1, "a"));
+    bench.gain("a", 1, 1);
+    bench.acquire(1, on(2, "b"));
+    bench.gain("b", 2, 1);
+    assert_eq!(bench.acquire(1, on(3, "c")), [reject(1, 3, RejectReason::KeysFull)]);
+    bench.release(1, 2, turnstile_core::Ending::Clean);
+    bench.release(1, 1, turnstile_core::Ending::Clean);
+    assert_eq!(bench.acquire(1, on(4, "c")), [give_up("b"), claim("c", 3)]);
+    assert_eq!(bench.engine.key_count(), 2);
+    // A claim that is on its way is in use, and so is a quarantine.
+    assert_eq!(bench.acquire(1, on(5, "d")), [give_up("a"), claim("d", 4)]);
+    assert_eq!(bench.acquire(1, on(6, "e")), [reject(1, 6, RejectReason::KeysFull)]);
+    bench.gain("c", 3, 1);
+    bench.release(1, 4, turnstile_core::Ending::Unclean);
+    assert_eq!(bench.acquire(1, on(7, "e")), [reject(1, 7, RejectReason::KeysFull)]);
+}
+
+#[test]
+fn idle_ownership_is_given_up_in_time() {
+    let mut bench = Bench::ready_with(1, |config| config.idle_ownership = ms(2_000));
+    assert_eq!(bench.until(1_000), []);
+    bench.acquire(1, wants(2));
+    bench.release(1, 2, turnstile_core::Ending::Clean);
+    assert_eq!(bench.until(2_999), []);
+    assert_eq!(bench.until(3_000), [give_up("k")]);
+    assert_eq!(bench.engine.key_count(), 0);
+}

@@ -1,0 +1,435 @@
+//! The client's side of a session with a host: a state machine without I/O and clock.
+//!
+//! Inputs are requests ([`Session::acquire`], [`Session::cancel`], [`Session::release`]), the stream
+//! ([`Session::stream_opened`], [`Session::stream_closed`], [`Session::receive`]) and time ([`Session::tick`]). Outputs
+//! are [`Session::wants_stream`], [`Session::poll_output`] and [`Session::poll_outcome`]. Whoever gives an input takes
+//! all outputs afterwards.
+
+mod farewells;
+mod link;
+mod outbox;
+mod pulse;
+mod receive;
+#[cfg(test)]
+mod tests;
+
+use core::time::Duration;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use turnstile_protocol::v1;
+
+use crate::backoff::Backoff;
+use crate::clock::Instant;
+use farewells::{Farewell, Farewells};
+use link::{Identity, Link};
+use outbox::Outbox;
+use pulse::Pulse;
+
+/// The longest time between two calls of [`Session::tick`] while [`Session::is_busy`].
+pub const TICK: Duration = Duration::from_millis(50);
+/// Beliefs end this long before their promise (or a quarter of it, if it is that short), since a tick may come late.
+pub const MARGIN: Duration = Duration::from_millis(200);
+/// However short a request's wait is, it may take this long to reach a host.
+pub const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
+/// A host answers a wait that is over by itself; if it does not, we do, after this long.
+pub const ANSWER_PATIENCE: Duration = Duration::from_millis(1_500);
+/// A stream that was opened must be welcomed within this time.
+pub const GREETING_PATIENCE: Duration = Duration::from_secs(2);
+/// A session that nobody has needed for this long is closed.
+pub const IDLE_MAX: Duration = Duration::from_secs(60);
+/// Requests of one session that wait.
+pub const WAITERS_MAX: usize = 4_096;
+/// Requests of one session that hold.
+pub const HOLDS_MAX: usize = 16_384;
+/// Farewells that the host has not acknowledged. Half of it calls for a heartbeat out of turn.
+pub const FAREWELLS_MAX: usize = 32_768;
+
+/// Which request of this filter; chosen by the caller, and in use once at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestRef(pub u32);
+
+/// A stream as the proxy numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamToken(pub u32);
+
+/// What a request asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Ask {
+    /// The full lock key.
+    pub key: String,
+    /// How long to wait; zero is "try".
+    pub wait: Duration,
+    /// The longest hold.
+    pub hold: Duration,
+    /// Quarantine after an unclean end.
+    pub lock_delay: Duration,
+    /// For people who look at a stuck lock.
+    pub who: v1::Who,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It holds its lock from now on. Ask [`Session::believes`] again right before acting on it.
+    Granted {
+        /// The fencing token.
+        token: u64,
+    },
+    /// It will not get its lock.
+    Rejected(Rejection),
+    /// It must stop believing in its lock; a release must follow.
+    Lost(Loss),
+}
+
+/// Why a request does not get its lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// A try found the lock taken.
+    Conflict,
+    /// The wait is over.
+    WaitOver {
+        /// When to try again, if the host said so.
+        retry_after: Option<Duration>,
+    },
+    /// A queue or table is full, here or at the host.
+    Busy {
+        /// When to try again, if the host said so.
+        retry_after: Option<Duration>,
+    },
+    /// No host answers, or its store does not.
+    HostUnavailable,
+    /// The host calls the request malformed: our fault.
+    Invalid,
+}
+
+/// Why a lock was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The promise ended, and nobody renewed it.
+    PromiseOver,
+    /// The longest hold is over.
+    HoldLimit,
+    /// The host said so.
+    ByHost,
+}
+
+/// What the caller has to do with the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send this message.
+    Send(StreamToken, Vec<u8>),
+    /// Close the stream; nothing of it counts any more.
+    Close(StreamToken),
+}
+
+/// The names that a session is known by at the host.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// The proxy's name.
+    pub node: String,
+    /// This worker's, unique.
+    pub worker: String,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    owner: RequestRef,
+    acquire: v1::Acquire,
+    asked: Instant,
+    deadline: Instant,
+    /// Whether the host of the current session was asked.
+    sent: bool,
+    /// It has been in a host's queue, or came while a session lived: a failed connection does not end its wait.
+    patient: bool,
+}
+
+impl Waiter {
+    fn wait_left(&self, now: Instant) -> u32 {
+        millis(self.deadline.saturating_since(now))
+    }
+}
+
+#[derive(Debug)]
+struct Hold {
+    owner: RequestRef,
+    promise: Instant,
+    limit: Instant,
+    /// The owner was told `Lost`, and has not released yet.
+    lost: bool,
+    /// What to ask again with, until the owner acts on the grant.
+    unused: Option<Box<Waiter>>,
+}
+
+/// A session, over all its streams.
+#[derive(Debug)]
+pub struct Session {
+    names: Names,
+    link: Link,
+    identity: Option<Identity>,
+    generation: u64,
+    /// Connections that failed since the last Welcome.
+    failures: u32,
+    backoff: Backoff,
+    pulse: Pulse,
+    next_id: u64,
+    ids: HashMap<RequestRef, u64>,
+    waiters: BTreeMap<u64, Waiter>,
+    holds: BTreeMap<u64, Hold>,
+    farewells: Farewells,
+    outbox: Outbox,
+    closing: Option<StreamToken>,
+    outcomes: VecDeque<(RequestRef, Outcome)>,
+    /// When it was last needed.
+    used: Instant,
+    draining: bool,
+}
+
+impl Session {
+    /// A session without a stream. The first request wants one.
+    pub fn new(names: Names, backoff: Backoff, now: Instant) -> Self {
+        Self {
+            names,
+            link: Link::Idle,
+            identity: None,
+            generation: 0,
+            failures: 0,
+            backoff,
+            pulse: Pulse::default(),
+            next_id: 1,
+            ids: HashMap::new(),
+            waiters: BTreeMap::new(),
+            holds: BTreeMap::new(),
+            farewells: Farewells::default(),
+            outbox: Outbox::default(),
+            closing: None,
+            outcomes: VecDeque::new(),
+            used: now,
+            draining: false,
+        }
+    }
+
+    // Inputs: requests.
+
+    /// Asks for a lock. Exactly one outcome `Granted` or `Rejected` follows, unless [`Session::cancel`] comes first.
+    pub fn acquire(&mut self, now: Instant, owner: RequestRef, ask: Ask) -> Result<(), Rejection> {
+        self.used = now;
+        if self.link == Link::Idle {
+            self.link = Link::Broken { retry_at: now };
+            self.failures = 0;
+        }
+        if self.is_host_down() {
+            return Err(Rejection::HostUnavailable);
+        }
+        let full =
+            self.waiters.len() >= WAITERS_MAX || self.holds.len() >= HOLDS_MAX || self.farewells.len() >= FAREWELLS_MAX;
+        if full || self.ids.contains_key(&owner) {
+            return Err(Rejection::Busy { retry_after: None });
+        }
+        let acquire = v1::Acquire {
+            keys: vec![v1::KeyRequest { key: ask.key, mode: v1::Mode::Exclusive.into(), limit: 0 }],
+            hold_ms: millis(ask.hold),
+            lock_delay_ms: millis(ask.lock_delay),
+            who: Some(ask.who),
+            ..Default::default()
+        };
+        let patient = self.identity.is_some();
+        self.enqueue(now, Waiter { owner, acquire, asked: now, deadline: now + ask.wait, sent: false, patient });
+        Ok(())
+    }
+
+    /// The request is no longer wanted, and never reached the upstream.
+    pub fn cancel(&mut self, owner: RequestRef) {
+        let Some(id) = self.ids.remove(&owner) else { return };
+        if let Some(waiter) = self.waiters.remove(&id) {
+            if waiter.sent {
+                self.say_farewell(id, Farewell::Cancel);
+            }
+        } else if self.holds.remove(&id).is_some() {
+            self.say_farewell(id, Farewell::Release(v1::Ending::Unsent));
+        }
+    }
+
+    /// The hold has ended.
+    pub fn release(&mut self, owner: RequestRef, ending: v1::Ending) {
+        let Some(id) = self.ids.remove(&owner) else { return };
+        if self.holds.remove(&id).is_some() {
+            self.say_farewell(id, Farewell::Release(ending));
+        } else if self.waiters.remove(&id).is_some_and(|waiter| waiter.sent) {
+            self.say_farewell(id, Farewell::Cancel);
+        }
+    }
+
+    /// To be asked right before the request is let through: whether its lock is still to be believed in. If not, the
+    /// grant goes back unsent, and the request waits on (a new outcome follows).
+    pub fn believes(&mut self, now: Instant, owner: RequestRef) -> bool {
+        let Some(&id) = self.ids.get(&owner) else { return false };
+        let Some(hold) = self.holds.get_mut(&id) else { return false };
+        if !hold.lost && now < hold.promise {
+            hold.unused = None;
+            return true;
+        }
+        if let Some(waiter) = hold.unused.take() {
+            self.holds.remove(&id);
+            self.ids.remove(&owner);
+            self.say_farewell(id, Farewell::Release(v1::Ending::Unsent));
+            self.ask_again(now, *waiter);
+        }
+        false
+    }
+
+    // Inputs: time.
+
+    /// Acts on what has come due.
+    pub fn tick(&mut self, now: Instant) {
+        self.tick_link(now);
+        self.end_holds(now);
+        self.end_waits(now);
+    }
+
+    // Outputs.
+
+    /// What became of a request.
+    pub fn poll_outcome(&mut self) -> Option<(RequestRef, Outcome)> {
+        self.outcomes.pop_front()
+    }
+
+    /// What to do with the stream.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if let Some(stream) = self.closing.take() {
+            return Some(Output::Close(stream));
+        }
+        let stream = self.link.stream()?;
+        self.outbox.pop().map(|message| Output::Send(stream, message))
+    }
+
+    /// A new session in place of this one, whose host goes away: it takes over the waiters, and connects after a pause.
+    pub fn successor(&mut self, names: Names, now: Instant) -> Self {
+        let mut successor = Self::new(names, self.backoff.clone(), now);
+        successor.link = Link::Broken { retry_at: now + successor.backoff.pause() };
+        for (id, waiter) in core::mem::take(&mut self.waiters) {
+            self.ids.remove(&waiter.owner);
+            if waiter.sent {
+                self.say_farewell(id, Farewell::Cancel);
+            }
+            successor.enqueue(now, Waiter { patient: true, ..waiter });
+        }
+        successor
+    }
+
+    // Getters.
+
+    /// Whether [`Session::poll_outcome`] has one.
+    pub fn has_outcome(&self) -> bool {
+        !self.outcomes.is_empty()
+    }
+
+    /// The stream in use.
+    pub fn stream(&self) -> Option<StreamToken> {
+        self.link.stream()
+    }
+
+    /// Whether ticks are needed every [`TICK`], or only now and then.
+    pub fn is_busy(&self) -> bool {
+        self.link != Link::Idle
+    }
+
+    /// Whether nobody waits or holds here, and the host knows it.
+    pub fn is_unused(&self) -> bool {
+        self.ids.is_empty() && self.farewells.len() == 0
+    }
+
+    /// Whether the host said that it goes away: the waiters belong to a [`Session::successor`].
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    // Helpers.
+
+    fn enqueue(&mut self, now: Instant, mut waiter: Waiter) {
+        let id = self.next_id;
+        self.next_id += 1;
+        waiter.acquire.id = id;
+        waiter.sent = false;
+        self.ids.insert(waiter.owner, id);
+        if self.link.is_live() && !self.draining {
+            self.send_acquire(now, &mut waiter);
+        }
+        self.waiters.insert(id, waiter);
+    }
+
+    /// Asks again, under a new number and with what is left of the wait.
+    fn ask_again(&mut self, now: Instant, waiter: Waiter) {
+        if now < waiter.deadline {
+            self.enqueue(now, waiter);
+        } else {
+            self.reject(waiter.owner, Rejection::HostUnavailable);
+        }
+    }
+
+    fn send_acquire(&mut self, now: Instant, waiter: &mut Waiter) {
+        let mut acquire = core::mem::take(&mut waiter.acquire);
+        acquire.wait_ms = waiter.wait_left(now);
+        if let Some(v1::client_item::Item::Acquire(acquire)) = self.outbox.push(acquire.into()).item {
+            waiter.acquire = acquire;
+        }
+        waiter.sent = true;
+        waiter.patient = true;
+    }
+
+    fn say_farewell(&mut self, id: u64, farewell: Farewell) {
+        if self.identity.is_none() {
+            return;
+        }
+        let told = self.link.is_live();
+        if told {
+            self.outbox.push(farewell.item(id));
+        }
+        self.farewells.push(id, farewell, self.pulse.last_seq(), told);
+    }
+
+    fn reject(&mut self, owner: RequestRef, rejection: Rejection) {
+        self.ids.remove(&owner);
+        self.outcomes.push_back((owner, Outcome::Rejected(rejection)));
+    }
+
+    fn end_holds(&mut self, now: Instant) {
+        for hold in self.holds.values_mut().filter(|hold| !hold.lost) {
+            let loss = if hold.promise <= now {
+                Loss::PromiseOver
+            } else if hold.limit <= now {
+                Loss::HoldLimit
+            } else {
+                continue;
+            };
+            hold.lost = true;
+            // A grant that nobody has acted on yet is found out by `believes`.
+            if hold.unused.is_none() {
+                self.outcomes.push_back((hold.owner, Outcome::Lost(loss)));
+            }
+        }
+    }
+
+    fn end_waits(&mut self, now: Instant) {
+        let live = self.link.is_live();
+        let patience = |waiter: &Waiter| {
+            if live && waiter.sent {
+                waiter.deadline + ANSWER_PATIENCE
+            } else {
+                waiter.deadline.max(waiter.asked + CONNECT_PATIENCE)
+            }
+        };
+        let over: Vec<u64> =
+            self.waiters.iter().filter(|(_, waiter)| patience(waiter) <= now).map(|(&id, _)| id).collect();
+        for id in over {
+            let Some(waiter) = self.waiters.remove(&id) else { continue };
+            if waiter.sent {
+                self.say_farewell(id, Farewell::Cancel);
+            }
+            self.reject(waiter.owner, Rejection::HostUnavailable);
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,218 @@
+//! The stream of a session: opened, greeted, kept alive, given up, opened again.
+
+use core::time::Duration;
+
+use turnstile_protocol::{VERSION, v1};
+
+use super::{GREETING_PATIENCE, IDLE_MAX, Loss, Outcome, Rejection, Session, StreamToken, TICK, Waiter};
+use crate::clock::Instant;
+
+/// A Hello carries no more waiters than fit; the others ask anew.
+const HELLO_WAITERS_BYTES: usize = turnstile_protocol::MESSAGE_MAX_BYTES / 2;
+
+/// What there is of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Link {
+    /// None, and nobody wants one.
+    Idle,
+    /// None; the next is to be opened at this instant.
+    Broken { retry_at: Instant },
+    /// Hello was sent, and Welcome is awaited.
+    Greeting { stream: StreamToken, since: Instant, resuming: bool },
+    /// Up. Silence is suspected from the tick on that first finds it: if we were frozen ourselves, the answers are
+    /// here but not yet read.
+    Live { stream: StreamToken, next_heartbeat: Instant, suspected: Option<Instant> },
+}
+
+impl Link {
+    pub(super) fn stream(&self) -> Option<StreamToken> {
+        match self {
+            Self::Idle | Self::Broken { .. } => None,
+            Self::Greeting { stream, .. } | Self::Live { stream, .. } => Some(*stream),
+        }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self, Self::Live { .. })
+    }
+}
+
+/// What the host calls the session.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    pub(super) incarnation: String,
+    pub(super) session_id: u64,
+    pub(super) ttl: Duration,
+    pub(super) heartbeat: Duration,
+    /// The send of the newest heartbeat that the host has processed: the TTL counts from there at the earliest.
+    pub(super) heard: Instant,
+}
+
+impl Session {
+    /// Whether a stream is to be opened now.
+    pub fn wants_stream(&self, now: Instant) -> bool {
+        matches!(self.link, Link::Broken { retry_at } if retry_at <= now)
+    }
+
+    /// A stream was opened, as wanted: says Hello on it.
+    pub fn stream_opened(&mut self, now: Instant, stream: StreamToken) {
+        let heartbeat_seq = self.pulse.restart(now);
+        self.outbox.clear();
+        let resume = self.resume(now, heartbeat_seq);
+        self.generation = if resume.is_some() { self.generation + 1 } else { 1 };
+        self.link = Link::Greeting { stream, since: now, resuming: resume.is_some() };
+        let hello = v1::Hello {
+            protocol_version: VERSION,
+            node: self.names.node.clone(),
+            worker: self.names.worker.clone(),
+            generation: self.generation,
+            heartbeat_seq,
+            resume,
+        };
+        self.outbox.push(hello.into());
+    }
+
+    /// The stream that was wanted could not be opened.
+    pub fn stream_refused(&mut self, now: Instant) {
+        self.link_failed(now);
+    }
+
+    /// A stream has ended.
+    pub fn stream_closed(&mut self, now: Instant, stream: StreamToken) {
+        if self.link.stream() == Some(stream) {
+            self.link_failed(now);
+        }
+    }
+
+    /// New requests are answered at once: no host was reached, and no session can be resumed.
+    pub fn is_host_down(&self) -> bool {
+        self.failures > 0 && self.identity.is_none() && !self.link.is_live()
+    }
+
+    pub(super) fn tick_link(&mut self, now: Instant) {
+        if self.identity.as_ref().is_some_and(|identity| identity.heard + identity.ttl <= now) && !self.link.is_live() {
+            self.forget_session(now);
+        }
+        match self.link {
+            Link::Idle => {}
+            Link::Broken { .. } | Link::Greeting { .. } if self.is_idle(now) => self.close_idle(),
+            Link::Broken { .. } => {}
+            Link::Greeting { since, .. } => {
+                if now.saturating_since(since) >= GREETING_PATIENCE {
+                    self.give_up_stream(now);
+                }
+            }
+            Link::Live { .. } => self.tick_live(now),
+        }
+    }
+
+    fn tick_live(&mut self, now: Instant) {
+        let Some(interval) = self.identity.as_ref().map(|identity| identity.heartbeat) else { return };
+        // The host is frozen, or we talk to nobody. Holds still have time to be resumed on another stream.
+        let silent = self.pulse.silence(now) >= interval * 3 / 2;
+        let idle = self.is_idle(now);
+        let Link::Live { next_heartbeat, suspected, .. } = &mut self.link else { return };
+        if !silent {
+            *suspected = None;
+        } else if now >= *suspected.get_or_insert(now) + TICK {
+            return self.give_up_stream(now);
+        }
+        if idle {
+            self.close_idle();
+        } else if *next_heartbeat <= now {
+            self.send_heartbeat(now);
+        }
+    }
+
+    pub(super) fn send_heartbeat(&mut self, now: Instant) {
+        let Some(interval) = self.identity.as_ref().map(|identity| identity.heartbeat) else { return };
+        if let Link::Live { next_heartbeat, .. } = &mut self.link {
+            *next_heartbeat = now + interval;
+            let seq = self.pulse.beat(now);
+            self.outbox.push(v1::Heartbeat { seq }.into());
+        }
+    }
+
+    /// The host does not know the session any more, or must have forgotten it: its holds are lost, and its waiters ask
+    /// anew once there is a new session.
+    pub(super) fn forget_session(&mut self, now: Instant) {
+        self.identity = None;
+        self.farewells.clear();
+        for hold in core::mem::take(&mut self.holds).into_values() {
+            match hold.unused {
+                Some(waiter) => self.ask_again(now, *waiter),
+                None => {
+                    self.ids.remove(&hold.owner);
+                    if !hold.lost {
+                        self.outcomes.push_back((hold.owner, Outcome::Lost(Loss::ByHost)));
+                    }
+                }
+            }
+        }
+        for waiter in self.waiters.values_mut() {
+            waiter.sent = false;
+        }
+    }
+
+    fn is_idle(&self, now: Instant) -> bool {
+        self.ids.is_empty() && now.saturating_since(self.used) >= IDLE_MAX
+    }
+
+    fn close_idle(&mut self) {
+        self.closing = self.link.stream();
+        self.link = Link::Idle;
+        self.identity = None;
+        self.farewells.clear();
+        self.outbox.clear();
+    }
+
+    fn give_up_stream(&mut self, now: Instant) {
+        self.closing = self.link.stream();
+        self.link_failed(now);
+    }
+
+    fn link_failed(&mut self, now: Instant) {
+        if !self.link.is_live() {
+            self.failures = self.failures.saturating_add(1);
+        }
+        self.outbox.clear();
+        self.link = Link::Broken { retry_at: now + self.backoff.pause() };
+        if self.is_host_down() {
+            self.reject_impatient();
+        }
+    }
+
+    fn reject_impatient(&mut self) {
+        let impatient: Vec<u64> =
+            self.waiters.iter().filter(|(_, waiter)| !waiter.patient).map(|(&id, _)| id).collect();
+        for id in impatient {
+            if let Some(waiter) = self.waiters.remove(&id) {
+                self.reject(waiter.owner, Rejection::HostUnavailable);
+            }
+        }
+    }
+
+    fn resume(&mut self, now: Instant, hello_seq: u64) -> Option<v1::Resume> {
+        let (incarnation, session_id) =
+            self.identity.as_ref().map(|identity| (identity.incarnation.clone(), identity.session_id))?;
+        let mut waiters = Vec::new();
+        let mut bytes = 0;
+        let mut left_out = Vec::new();
+        for (&id, waiter) in self.waiters.iter_mut().filter(|(_, waiter)| waiter.sent) {
+            bytes += waiter.acquire.keys.iter().map(|key| key.key.len() + 64).sum::<usize>();
+            if bytes > HELLO_WAITERS_BYTES {
+                left_out.push(id);
+                continue;
+            }
+            waiters.push(v1::Acquire { wait_ms: waiter.wait_left(now), who: None, ..waiter.acquire.clone() });
+        }
+        // The host forgets those that are not listed, and takes no number twice.
+        let left_out: Vec<Waiter> = left_out.into_iter().filter_map(|id| self.waiters.remove(&id)).collect();
+        for waiter in left_out {
+            self.enqueue(now, waiter);
+        }
+        let holds = self.holds.keys().copied().collect();
+        let releases = self.farewells.for_resume(hello_seq);
+        Some(v1::Resume { incarnation, session_id, waiters, holds, releases })
+    }
+}

@@ -1,0 +1,693 @@
+//! The session in virtual time, against a script and against a small model of a host.
+
+use core::time::Duration;
+
+use prost::Message;
+use turnstile_protocol::v1::{self, Ending, client_item, server_item};
+
+use super::*;
+use crate::backoff::Jitter;
+
+const TTL_MS: u32 = 4_000;
+const HEARTBEAT_MS: u32 = 1_000;
+const VALID_MS: u32 = 3_900;
+
+/// A session, its clock, and the wire: what the session sends is written down, and answers are given by hand.
+struct Bench {
+    session: Session,
+    now: Instant,
+    streams: u32,
+    sent: Vec<client_item::Item>,
+    closed: Vec<StreamToken>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let now = Instant::from_micros(1_000_000_000);
+        let names = Names { node: "node".to_owned(), worker: "worker".to_owned() };
+        let session = Session::new(names, Backoff::new(Jitter::new(1)), now);
+        Self { session, now, streams: 0, sent: Vec::new(), closed: Vec::new() }
+    }
+
+    /// With one stream up.
+    fn live() -> Self {
+        let mut bench = Self::new();
+        bench.acquire(0, 5_000);
+        bench.open();
+        bench.welcome(false);
+        bench.drain();
+        bench.session.cancel(RequestRef(0));
+        bench.drain();
+        bench
+    }
+
+    fn acquire(&mut self, owner: u32, wait_ms: u64) {
+        self.try_acquire(owner, wait_ms).expect("taken on");
+        self.drain();
+    }
+
+    fn try_acquire(&mut self, owner: u32, wait_ms: u64) -> Result<(), Rejection> {
+        let ask = Ask {
+            key: format!("default/key:{owner}"),
+            wait: Duration::from_millis(wait_ms),
+            hold: Duration::from_secs(60),
+            ..Default::default()
+        };
+        self.session.acquire(self.now, RequestRef(owner), ask)
+    }
+
+    fn open(&mut self) -> v1::Hello {
+        assert!(self.session.wants_stream(self.now), "no stream is wanted");
+        self.streams += 1;
+        self.session.stream_opened(self.now, StreamToken(self.streams));
+        match self.drain().as_slice() {
+            [client_item::Item::Hello(hello)] => hello.clone(),
+            other => panic!("a stream begins with {other:?}"),
+        }
+    }
+
+    fn welcome(&mut self, resumed: bool) {
+        self.say([v1::Welcome {
+            protocol_version: 1,
+            incarnation: "host".to_owned(),
+            session_id: 7,
+            resumed,
+            ttl_ms: TTL_MS,
+            heartbeat_ms: HEARTBEAT_MS,
+            limits: None,
+        }
+        .into()]);
+    }
+
+    fn grant(&mut self, id: u64, heartbeat_seq: u64) {
+        let keys = vec![v1::KeyGrant { token: 100 + id, barrier: 100 + id }];
+        self.say([v1::Grant { id, keys, heartbeat_seq, valid_ms: VALID_MS, ..Default::default() }.into()]);
+    }
+
+    fn ack(&mut self, seq: u64) {
+        self.say([v1::HeartbeatAck { seq, valid_ms: VALID_MS }.into()]);
+    }
+
+    fn reject(&mut self, id: u64, reason: v1::RejectReason) {
+        self.say([v1::Reject { id, reason: reason.into(), retry_after_ms: 0, queue_length: 0 }.into()]);
+    }
+
+    fn say(&mut self, items: impl IntoIterator<Item = v1::ServerItem>) {
+        self.say_on(self.streams, items);
+    }
+
+    fn say_on(&mut self, stream: u32, items: impl IntoIterator<Item = v1::ServerItem>) {
+        let message = v1::ServerMessage { items: items.into_iter().collect() }.encode_to_vec();
+        self.session.receive(self.now, StreamToken(stream), &message);
+    }
+
+    /// Lets time pass, with a tick at least every [`TICK`].
+    fn pass(&mut self, ms: u64) {
+        let end = self.now + Duration::from_millis(ms);
+        while self.now < end {
+            self.now = (self.now + TICK).min(end);
+            self.session.tick(self.now);
+        }
+    }
+
+    /// Lets time pass without a tick: the worker is frozen.
+    fn freeze(&mut self, ms: u64) {
+        self.now = self.now + Duration::from_millis(ms);
+    }
+
+    /// Takes what the session sends since the last time.
+    fn drain(&mut self) -> Vec<client_item::Item> {
+        let from = self.sent.len();
+        while let Some(output) = self.session.poll_output() {
+            match output {
+                Output::Close(stream) => self.closed.push(stream),
+                Output::Send(stream, message) => {
+                    assert_eq!(stream, StreamToken(self.streams), "sent on an old stream");
+                    let message = v1::ClientMessage::decode(message.as_slice()).expect("a message");
+                    self.sent.extend(message.items.into_iter().filter_map(|item| item.item));
+                }
+            }
+        }
+        self.sent.get(from..).unwrap_or_default().to_vec()
+    }
+
+    fn outcomes(&mut self) -> Vec<(u32, Outcome)> {
+        core::iter::from_fn(|| self.session.poll_outcome())
+            .map(|(RequestRef(owner), outcome)| (owner, outcome))
+            .collect()
+    }
+
+    /// Acquires and is granted: returns the number on the wire.
+    fn hold(&mut self, owner: u32) -> u64 {
+        self.session
+            .acquire(self.now, RequestRef(owner), Ask { wait: Duration::from_secs(5), ..Default::default() })
+            .expect("taken on");
+        let id = match self.drain().as_slice() {
+            [client_item::Item::Acquire(acquire)] => acquire.id,
+            other => panic!("asked with {other:?}"),
+        };
+        let seq = self.session.pulse.last_seq();
+        self.grant(id, seq);
+        assert_eq!(self.outcomes(), [(owner, Outcome::Granted { token: 100 + id })]);
+        assert!(self.session.believes(self.now, RequestRef(owner)));
+        id
+    }
+
+    fn break_stream(&mut self) {
+        self.session.stream_closed(self.now, StreamToken(self.streams));
+    }
+
+    /// Waits until a stream is wanted again.
+    fn pass_backoff(&mut self) {
+        for _ in 0..100 {
+            if self.session.wants_stream(self.now) {
+                return;
+            }
+            self.pass(50);
+        }
+        panic!("no stream is wanted although one is needed");
+    }
+}
+
+fn release(id: u64, ending: Ending) -> client_item::Item {
+    client_item::Item::Release(v1::Release { id, ending: ending.into() })
+}
+
+fn heartbeats(items: &[client_item::Item]) -> Vec<u64> {
+    items
+        .iter()
+        .filter_map(|item| match item {
+            client_item::Item::Heartbeat(heartbeat) => Some(heartbeat.seq),
+            _ => None,
+        })
+        .collect()
+}
+
+fn acquires(items: &[client_item::Item]) -> Vec<(u64, u32)> {
+    items
+        .iter()
+        .filter_map(|item| match item {
+            client_item::Item::Acquire(acquire) => Some((acquire.id, acquire.wait_ms)),
+            _ => None,
+        })
+        .collect()
+}
+
+const UNAVAILABLE: Outcome = Outcome::Rejected(Rejection::HostUnavailable);
+
+#[test]
+fn nothing_is_opened_before_it_is_needed() {
+    let mut bench = Bench::new();
+    bench.pass(10_000);
+    assert!(!bench.session.wants_stream(bench.now));
+    assert!(!bench.session.is_busy());
+    bench.acquire(1, 5_000);
+    assert!(bench.sent.is_empty());
+    let hello = bench.open();
+    assert_eq!((hello.generation, hello.heartbeat_seq, hello.resume), (1, 1, None));
+    assert_eq!((hello.node.as_str(), hello.worker.as_str()), ("node", "worker"));
+}
+
+#[test]
+fn what_waits_for_the_first_welcome_is_asked_then_with_what_is_left_of_its_wait() {
+    let mut bench = Bench::new();
+    bench.acquire(1, 5_000);
+    bench.open();
+    bench.acquire(2, 3_000);
+    bench.pass(200);
+    bench.welcome(false);
+    assert_eq!(acquires(&bench.drain()), [(1, 4_800), (2, 2_800)]);
+}
+
+#[test]
+fn a_first_connection_that_fails_answers_at_once_and_is_tried_again() {
+    let mut bench = Bench::new();
+    bench.acquire(1, 5_000);
+    bench.open();
+    bench.break_stream();
+    assert_eq!(bench.outcomes(), [(1, UNAVAILABLE)]);
+    assert_eq!(bench.try_acquire(2, 5_000), Err(Rejection::HostUnavailable));
+    bench.pass_backoff();
+    bench.open();
+    bench.welcome(false);
+    bench.acquire(3, 5_000);
+    assert_eq!(bench.outcomes(), []);
+}
+
+#[test]
+fn back_off_grows_to_its_bound() {
+    let mut bench = Bench::new();
+    bench.acquire(1, 60_000);
+    let mut pauses = Vec::new();
+    for _ in 0..12 {
+        bench.open();
+        bench.break_stream();
+        let broken = bench.now;
+        bench.try_acquire(9, 0).expect_err("the host is down");
+        bench.pass_backoff();
+        pauses.push(bench.now.saturating_since(broken));
+    }
+    assert!(pauses[0] <= Duration::from_millis(100), "{pauses:?}");
+    assert!(pauses.iter().all(|pause| *pause <= Backoff::LAST + TICK), "{pauses:?}");
+    assert!(pauses[8..].iter().all(|pause| *pause >= Backoff::LAST / 2), "{pauses:?}");
+}
+
+#[test]
+fn a_host_that_does_not_welcome_is_given_up() {
+    let mut bench = Bench::new();
+    bench.acquire(1, 5_000);
+    bench.open();
+    bench.pass(2_050);
+    bench.drain();
+    assert_eq!(bench.closed, [StreamToken(1)]);
+    assert_eq!(bench.outcomes(), [(1, UNAVAILABLE)]);
+}
+
+#[test]
+fn an_acquire_is_granted_and_released_once() {
+    let mut bench = Bench::live();
+    let id = bench.hold(1);
+    bench.session.release(RequestRef(1), Ending::Clean);
+    bench.session.release(RequestRef(1), Ending::Unclean);
+    bench.session.cancel(RequestRef(1));
+    assert_eq!(bench.drain(), [release(id, Ending::Clean)]);
+}
+
+#[test]
+fn a_cancelled_waiter_is_told_and_its_late_grant_is_no_surprise() {
+    let mut bench = Bench::live();
+    bench.acquire(1, 5_000);
+    let id = bench.session.next_id - 1;
+    bench.session.cancel(RequestRef(1));
+    assert_eq!(bench.drain(), [client_item::Item::Cancel(v1::Cancel { id })]);
+    bench.grant(id, 1);
+    assert_eq!((bench.drain(), bench.outcomes()), (vec![], vec![]));
+}
+
+#[test]
+fn a_grant_that_nobody_asked_for_goes_back_unsent() {
+    let mut bench = Bench::live();
+    bench.grant(99, 1);
+    assert_eq!(bench.drain(), [release(99, Ending::Unsent)]);
+}
+
+#[test]
+fn rejections_say_why() {
+    let mut bench = Bench::live();
+    for (owner, (reason, rejection)) in [
+        (v1::RejectReason::Conflict, Rejection::Conflict),
+        (v1::RejectReason::WaitTimeout, Rejection::WaitOver { retry_after: None }),
+        (v1::RejectReason::QueueFull, Rejection::Busy { retry_after: None }),
+        (v1::RejectReason::SessionFull, Rejection::Busy { retry_after: None }),
+        (v1::RejectReason::StoreUnavailable, Rejection::HostUnavailable),
+        (v1::RejectReason::TokensExhausted, Rejection::HostUnavailable),
+        (v1::RejectReason::Invalid, Rejection::Invalid),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let owner = owner as u32 + 1;
+        bench.acquire(owner, 5_000);
+        let id = bench.session.next_id - 1;
+        bench.reject(id, reason);
+        assert_eq!(bench.outcomes(), [(owner, Outcome::Rejected(rejection))], "{reason:?}");
+        bench.reject(id, reason);
+        assert_eq!(bench.outcomes(), [], "twice {reason:?}");
+    }
+}
+
+#[test]
+fn heartbeats_are_numbered_and_keep_holds() {
+    let mut bench = Bench::live();
+    bench.hold(1);
+    for beat in 2..12 {
+        bench.pass(HEARTBEAT_MS.into());
+        assert_eq!(heartbeats(&bench.drain()), [beat]);
+        bench.ack(beat);
+    }
+    assert_eq!(bench.outcomes(), []);
+    assert!(bench.session.believes(bench.now, RequestRef(1)));
+}
+
+#[test]
+fn a_promise_counts_from_the_send_of_its_heartbeat_and_ends_early_enough() {
+    let mut bench = Bench::live();
+    let hello_sent = bench.now;
+    bench.pass(500);
+    bench.hold(1);
+    // The host freezes: no ack ever comes.
+    let promised = hello_sent + Duration::from_millis(VALID_MS.into());
+    while bench.outcomes().is_empty() {
+        bench.pass(10);
+        bench.drain();
+        assert!(bench.now + TICK < promised, "believed until {:?}, promised until {promised:?}", bench.now);
+    }
+    assert!(bench.now + MARGIN + TICK >= promised, "given up far too early, at {:?}", bench.now);
+    assert!(!bench.session.believes(bench.now, RequestRef(1)));
+}
+
+#[test]
+fn an_ack_renews_from_its_own_heartbeat_only() {
+    let mut bench = Bench::live();
+    bench.hold(1);
+    bench.pass(1_000);
+    let second_sent = bench.now;
+    bench.pass(900);
+    bench.ack(2);
+    bench.pass(1_900);
+    bench.drain();
+    assert_eq!(bench.outcomes(), []);
+    let promised = second_sent + Duration::from_millis(VALID_MS.into());
+    bench.pass(promised.saturating_since(bench.now).as_millis() as u64);
+    assert!(matches!(bench.outcomes()[..], [(1, Outcome::Lost(_))]));
+}
+
+#[test]
+fn an_ack_of_an_unknown_heartbeat_renews_nothing() {
+    let mut bench = Bench::live();
+    bench.hold(1);
+    bench.ack(1_000);
+    bench.pass(u64::from(VALID_MS));
+    assert!(matches!(bench.outcomes()[..], [(1, Outcome::Lost(_))]));
+}
+
+#[test]
+fn a_grant_that_waited_in_a_socket_is_returned_and_asked_again() {
+    let mut bench = Bench::live();
+    bench.acquire(1, 60_000);
+    bench.freeze(10_000);
+    bench.grant(2, 1);
+    let items = bench.drain();
+    assert_eq!(items.first(), Some(&release(2, Ending::Unsent)));
+    assert_eq!(acquires(&items), [(3, 50_000)]);
+    assert_eq!(bench.outcomes(), []);
+}
+
+#[test]
+fn an_expired_grant_whose_wait_is_over_is_a_rejection() {
+    let mut bench = Bench::live();
+    bench.acquire(1, 5_000);
+    bench.freeze(10_000);
+    bench.grant(2, 1);
+    assert_eq!(bench.drain(), [release(2, Ending::Unsent)]);
+    assert_eq!(bench.outcomes(), [(1, UNAVAILABLE)]);
+}
+
+#[test]
+fn a_freeze_between_grant_and_resume_is_found_out() {
+    let mut bench = Bench::live();
+    bench.acquire(1, 60_000);
+    bench.grant(2, 1);
+    assert_eq!(bench.outcomes(), [(1, Outcome::Granted { token: 102 })]);
+    bench.freeze(4_000);
+    assert!(!bench.session.believes(bench.now, RequestRef(1)));
+    let items = bench.drain();
+    assert_eq!(items.first(), Some(&release(2, Ending::Unsent)));
+    assert_eq!(acquires(&items), [(3, 56_000)]);
+    // The same after a tick has seen it.
+    bench.grant(3, 1);
+    assert_eq!(bench.drain().first(), Some(&release(3, Ending::Unsent)));
+}
+
+#[test]
+fn silence_closes_the_stream_and_the_hold_survives_a_resume() {
+    let mut bench = Bench::live();
+    let id = bench.hold(1);
+    bench.acquire(2, 60_000);
+    bench.pass(2_600);
+    bench.drain();
+    assert_eq!(bench.closed, [StreamToken(1)]);
+    assert_eq!(bench.outcomes(), []);
+    bench.pass_backoff();
+    let hello = bench.open();
+    let resume = hello.resume.expect("resumes");
+    assert_eq!((hello.generation, resume.incarnation.as_str(), resume.session_id), (2, "host", 7));
+    assert_eq!(resume.holds, [id]);
+    assert_eq!(resume.waiters.iter().map(|waiter| waiter.id).collect::<Vec<_>>(), [id + 1]);
+    assert!(resume.waiters[0].wait_ms < 60_000 - 2_000);
+    bench.welcome(true);
+    let beats = heartbeats(&bench.drain());
+    bench.ack(beats[0]);
+    bench.pass(3_000);
+    assert_eq!(bench.outcomes(), []);
+    assert!(bench.session.believes(bench.now, RequestRef(1)));
+}
+
+#[test]
+fn a_thawed_worker_reads_its_answers_before_it_suspects_the_host() {
+    let mut bench = Bench::live();
+    bench.pass(1_000);
+    bench.freeze(2_500);
+    bench.session.tick(bench.now);
+    let seq = bench.session.pulse.last_seq();
+    bench.ack(seq);
+    bench.pass(500);
+    bench.drain();
+    assert_eq!(bench.closed, []);
+}
+
+#[test]
+fn what_was_said_on_a_broken_stream_is_said_again() {
+    let mut bench = Bench::live();
+    let told = bench.hold(1);
+    let untold = bench.hold(2);
+    let late = bench.hold(3);
+    bench.acquire(4, 60_000);
+    let cancelled = late + 1;
+    bench.session.release(RequestRef(1), Ending::Clean);
+    bench.drain();
+    bench.break_stream();
+    bench.session.release(RequestRef(2), Ending::Unclean);
+    bench.session.cancel(RequestRef(4));
+    bench.pass_backoff();
+    let resume = bench.open().resume.expect("resumes");
+    let releases: Vec<_> = resume.releases.iter().map(|release| (release.id, release.ending())).collect();
+    // The cancel at the start of `live` was not acknowledged either.
+    assert_eq!(
+        releases,
+        [(1, Ending::Unsent), (told, Ending::Clean), (untold, Ending::Unclean), (cancelled, Ending::Unsent)]
+    );
+    // After the Hello and before the Welcome.
+    bench.session.release(RequestRef(3), Ending::Clean);
+    assert_eq!(bench.drain(), []);
+    bench.welcome(true);
+    let items = bench.drain();
+    assert!(items.contains(&release(late, Ending::Clean)), "{items:?}");
+    // All are covered by the answer to a later heartbeat.
+    bench.pass(1_000);
+    let seq = bench.session.pulse.last_seq();
+    bench.ack(seq);
+    assert_eq!(bench.session.farewells.len(), 0);
+}
+
+#[test]
+fn a_session_that_the_host_does_not_know_is_lost_and_waiters_ask_again() {
+    let mut bench = Bench::live();
+    bench.hold(1);
+    bench.acquire(2, 10_000);
+    bench.break_stream();
+    bench.pass_backoff();
+    assert!(bench.open().resume.is_some());
+    bench.welcome(false);
+    assert_eq!(bench.outcomes(), [(1, Outcome::Lost(Loss::ByHost))]);
+    let items = bench.drain();
+    assert_eq!(acquires(&items).iter().map(|(id, _)| *id).collect::<Vec<_>>(), [3]);
+    // The new session knows nothing of the old hold.
+    bench.session.release(RequestRef(1), Ending::Unclean);
+    assert_eq!(bench.drain(), []);
+    bench.grant(3, bench.session.pulse.last_seq());
+    assert_eq!(bench.outcomes(), [(2, Outcome::Granted { token: 103 })]);
+}
+
+#[test]
+fn messages_of_an_old_stream_are_dropped() {
+    let mut bench = Bench::live();
+    bench.acquire(1, 60_000);
+    bench.break_stream();
+    bench.pass_backoff();
+    bench.open();
+    bench.welcome(true);
+    bench.drain();
+    let keys = vec![v1::KeyGrant { token: 5, barrier: 5 }];
+    let stale = v1::Grant { id: 2, keys, heartbeat_seq: 1, valid_ms: VALID_MS, ..Default::default() };
+    bench.say_on(1, [stale.into()]);
+    assert_eq!((bench.drain(), bench.outcomes()), (vec![], vec![]));
+    bench.session.stream_closed(bench.now, StreamToken(1));
+    assert!(bench.session.link.is_live());
+}
+
+#[test]
+fn a_hold_outlives_its_session_by_no_tick() {
+    let mut bench = Bench::live();
+    bench.hold(1);
+    bench.acquire(2, 60_000);
+    bench.break_stream();
+    bench.pass(u64::from(TTL_MS));
+    assert!(matches!(bench.outcomes()[..], [(1, Outcome::Lost(_))]));
+    // It was in a queue before, and waits on; who comes now is answered at once, once a connection has failed.
+    bench.acquire(3, 5_000);
+    let hello = bench.open();
+    assert_eq!((hello.resume, hello.generation), (None, 1));
+    bench.break_stream();
+    assert_eq!(bench.outcomes(), [(3, UNAVAILABLE)]);
+    assert_eq!(bench.try_acquire(4, 5_000), Err(Rejection::HostUnavailable));
+    bench.pass_backoff();
+    bench.open();
+    bench.welcome(false);
+    assert_eq!(acquires(&bench.drain()).len(), 1);
+}
+
+#[test]
+fn waits_end_without_a_host() {
+    let mut bench = Bench::live();
+    bench.acquire(1, 3_000);
+    bench.break_stream();
+    bench.acquire(2, 0);
+    bench.pass(1_050);
+    assert_eq!(bench.outcomes(), [(2, UNAVAILABLE)]);
+    bench.pass(2_000);
+    assert_eq!(bench.outcomes(), [(1, UNAVAILABLE)]);
+    assert!(bench.session.ids.is_empty());
+}
+
+#[test]
+fn a_wait_that_the_host_forgets_is_ended_and_cancelled() {
+    let mut bench = Bench::live();
+    bench.acquire(1, 300);
+    for beat in 2..5 {
+        bench.pass(1_000);
+        bench.ack(beat);
+    }
+    assert_eq!(bench.outcomes(), [(1, UNAVAILABLE)]);
+    assert!(bench.drain().contains(&client_item::Item::Cancel(v1::Cancel { id: 2 })));
+}
+
+#[test]
+fn the_hold_limit_is_kept_here_too() {
+    let mut bench = Bench::live();
+    bench.hold(1);
+    let id = bench.session.next_id;
+    let ask = Ask { wait: Duration::from_secs(5), hold: Duration::from_millis(700), ..Default::default() };
+    bench.session.acquire(bench.now, RequestRef(2), ask).expect("taken on");
+    bench.grant(id, 1);
+    assert_eq!(bench.outcomes().len(), 1);
+    assert!(bench.session.believes(bench.now, RequestRef(2)));
+    bench.pass(650);
+    assert_eq!(bench.outcomes(), []);
+    bench.pass(50);
+    assert_eq!(bench.outcomes(), [(2, Outcome::Lost(Loss::HoldLimit))]);
+    bench.pass(500);
+    assert_eq!(bench.outcomes(), [], "lost once");
+    bench.drain();
+    bench.session.release(RequestRef(2), Ending::Unclean);
+    assert_eq!(bench.drain(), [release(id, Ending::Unclean)]);
+}
+
+#[test]
+fn lost_by_the_host_is_reported_once_and_confirmed() {
+    let mut bench = Bench::live();
+    let id = bench.hold(1);
+    for _ in 0..2 {
+        bench.say([v1::Lost { id, reason: v1::LostReason::Forced.into() }.into()]);
+    }
+    assert_eq!(bench.outcomes(), [(1, Outcome::Lost(Loss::ByHost))]);
+    bench.pass(1_000);
+    bench.ack(2);
+    assert!(!bench.session.believes(bench.now, RequestRef(1)), "an ack revived it");
+    bench.drain();
+    bench.session.release(RequestRef(1), Ending::Unclean);
+    assert_eq!(bench.drain(), [release(id, Ending::Unclean)]);
+}
+
+#[test]
+fn a_draining_host_keeps_its_holds_and_loses_its_waiters_to_a_successor() {
+    let mut bench = Bench::live();
+    bench.hold(1);
+    bench.acquire(2, 10_000);
+    bench.acquire(3, 10_000);
+    bench.reject(3, v1::RejectReason::Draining);
+    bench.say([v1::GoAway { reason: "drain".to_owned() }.into()]);
+    assert!(bench.session.is_draining());
+    let names = Names::default();
+    let mut successor = bench.session.successor(names, bench.now);
+    assert_eq!(bench.drain(), [client_item::Item::Cancel(v1::Cancel { id: 4 })]);
+    assert!(!bench.session.is_unused());
+    bench.session.release(RequestRef(1), Ending::Clean);
+    assert!(!bench.session.is_unused(), "the host has not acknowledged the release");
+
+    bench.now = bench.now + Duration::from_secs(1);
+    assert!(successor.wants_stream(bench.now));
+    bench.session = successor;
+    bench.sent.clear();
+    bench.open();
+    bench.welcome(false);
+    assert_eq!(acquires(&bench.drain()), [(1, 9_000), (2, 9_000)]);
+    assert_eq!(bench.outcomes(), []);
+}
+
+#[test]
+fn everything_is_bounded() {
+    let mut bench = Bench::live();
+    for owner in 1..=WAITERS_MAX as u32 {
+        bench.acquire(owner, 60_000);
+    }
+    assert_eq!(bench.try_acquire(1_000_000, 60_000), Err(Rejection::Busy { retry_after: None }));
+    // A Hello that resumes all of them still fits into a message.
+    bench.break_stream();
+    bench.pass_backoff();
+    let hello = bench.open();
+    assert!(hello.encoded_len() < turnstile_protocol::MESSAGE_MAX_BYTES);
+    bench.welcome(true);
+    for owner in 1..=WAITERS_MAX as u32 {
+        bench.session.cancel(RequestRef(owner));
+    }
+    let mut owner = 10_000_000;
+    while bench.session.farewells.len() < FAREWELLS_MAX {
+        owner += 1;
+        bench.acquire(owner, 60_000);
+        bench.session.cancel(RequestRef(owner));
+    }
+    assert_eq!(bench.try_acquire(1, 0), Err(Rejection::Busy { retry_after: None }));
+}
+
+#[test]
+fn many_releases_call_for_a_heartbeat_out_of_turn() {
+    let mut bench = Bench::live();
+    bench.ack(1);
+    for owner in 1..=(FAREWELLS_MAX / 4) as u32 {
+        bench.acquire(owner, 60_000);
+        bench.session.cancel(RequestRef(owner));
+    }
+    bench.drain();
+    bench.ack(1);
+    bench.ack(1);
+    assert_eq!(heartbeats(&bench.drain()), [2], "one, and no second before it is answered");
+}
+
+#[test]
+fn an_idle_session_is_closed_and_opened_anew() {
+    let mut bench = Bench::live();
+    for beat in 2..70 {
+        bench.pass(1_000);
+        bench.ack(beat);
+        if !bench.session.is_busy() {
+            break;
+        }
+    }
+    bench.drain();
+    assert!(!bench.session.is_busy());
+    assert_eq!(bench.closed, [StreamToken(1)]);
+    bench.acquire(1, 5_000);
+    let hello = bench.open();
+    assert_eq!((hello.generation, hello.resume), (1, None));
+}
+
+#[test]
+fn garbage_is_ignored() {
+    let mut bench = Bench::live();
+    bench.session.receive(bench.now, StreamToken(1), &[0xff; 9]);
+    bench.say([v1::ServerItem { item: None }, v1::Grant::default().into(), v1::HeartbeatAck::default().into()]);
+    bench.say([server_item::Item::Lost(v1::Lost::default())].map(|item| v1::ServerItem { item: Some(item) }));
+    assert_eq!(bench.outcomes(), []);
+    assert!(bench.session.link.is_live());
+}
