@@ -37,6 +37,8 @@ pub struct Asked {
     pub acquire: Acquire,
     /// When the host granted it.
     pub granted: Option<Instant>,
+    /// The fencing token that it granted.
+    pub token: Option<u64>,
     /// Every Cancel and Release that followed.
     pub ended: Vec<(Instant, Ended)>,
     stream: usize,
@@ -254,7 +256,13 @@ impl Shared {
     fn ask(&self, stream: usize, acquire: Acquire) -> Option<ServerItem> {
         let answer = (self.script)(&acquire);
         let id = acquire.id;
-        self.lock().asked.push(Asked { acquire: acquire.clone(), granted: None, ended: Vec::new(), stream });
+        self.lock().asked.push(Asked {
+            acquire: acquire.clone(),
+            granted: None,
+            token: None,
+            ended: Vec::new(),
+            stream,
+        });
         match answer {
             Answer::Grant(valid) => Some(self.make_grant(stream, &acquire, valid).1),
             Answer::Nothing => None,
@@ -275,14 +283,15 @@ impl Shared {
         acquire: &Acquire,
         valid: Duration,
     ) -> (mpsc::Sender<Result<ServerMessage, Status>>, ServerItem) {
-        let mut state = self.lock();
+        let state = &mut *self.lock();
         let mut keys = Vec::new();
         for _ in &acquire.keys {
             state.last_token += 1;
             keys.push(KeyGrant { token: state.last_token, barrier: state.last_token });
         }
         let asked = state.asked.iter_mut().find(|asked| asked.stream == stream && asked.acquire.id == acquire.id);
-        asked.expect("only what was asked is granted").granted = Some(Instant::now());
+        let asked = asked.expect("only what was asked is granted");
+        (asked.granted, asked.token) = (Some(Instant::now()), Some(state.last_token));
         let StreamState { outbound, heartbeat_seq } = &state.streams[stream];
         let (heartbeat_seq, valid_ms) = (*heartbeat_seq, ms(valid));
         let grant = Grant { id: acquire.id, keys, heartbeat_seq, valid_ms, ..Grant::default() };

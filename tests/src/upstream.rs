@@ -293,13 +293,21 @@ async fn produce(frames: mpsc::Sender<Result<Frame<Bytes>, Fault>>, mut presence
     }
 }
 
-/// Agrees to any upgrade and sends back what it gets, until the other side closes.
+/// What closes an upgraded connection from the upstream's side.
+pub const CLOSE: &[u8] = b"\x88\x00";
+
+/// Agrees to any upgrade and sends back what it gets, until the other side closes or asks for it with [`CLOSE`].
 fn echo(record: Arc<Record>, ticket: usize, request: Request<Incoming>) -> Reply {
     let protocol = request.headers()["upgrade"].clone();
     tokio::spawn(async move {
         if let Ok(upgraded) = hyper::upgrade::on(request).await {
             let (mut reader, mut writer) = tokio::io::split(TokioIo::new(upgraded));
-            let _ = tokio::io::copy(&mut reader, &mut writer).await;
+            let mut buffer = vec![0; 4096];
+            while let Ok(count @ 1..) = reader.read(&mut buffer).await {
+                if buffer[..count].ends_with(CLOSE) || writer.write_all(&buffer[..count]).await.is_err() {
+                    break;
+                }
+            }
             let _ = writer.shutdown().await;
         }
         record.end(ticket);

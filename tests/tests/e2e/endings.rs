@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use turnstile_protocol::v1::{Acquire, Ending, LostReason, RejectReason};
 use turnstile_tests::envoy::Envoy;
 use turnstile_tests::http::Ask;
 use turnstile_tests::scripted_host::{Answer, Ended, ScriptedHost, VALID};
-use turnstile_tests::upstream::{Upstream, fixed_answer};
+use turnstile_tests::upstream::{CLOSE, Upstream, fixed_answer};
 use turnstile_tests::world::{bootstrap, configuration};
 
 use crate::table::Table;
@@ -35,7 +36,9 @@ struct Stage {
 
 impl Stage {
     async fn set() -> Self {
-        let (host, upstream) = (ScriptedHost::start(script).await, Upstream::start().await);
+        let expired = AtomicUsize::new(0);
+        let (host, upstream) =
+            (ScriptedHost::start(move |acquire| script(acquire, &expired)).await, Upstream::start().await);
         let mut bootstrap = bootstrap(&configuration(RULES), host.address, upstream.address);
         bootstrap.manager("http_protocol_options", json!({ "enable_trailers": true }));
         bootstrap.manager("upgrade_configs", json!([{ "upgrade_type": "websocket" }]));
@@ -74,11 +77,12 @@ fn key_of(path: &str) -> String {
     format!("default/{}", path.trim_start_matches('/').replacen('/', ":", 1))
 }
 
-fn script(acquire: &Acquire) -> Answer {
+fn script(acquire: &Acquire, expired: &AtomicUsize) -> Answer {
     match acquire.keys[0].key.as_str() {
         key if key.starts_with("default/later:") => Answer::Nothing,
         key if key.starts_with("default/rejected:") => Answer::Reject(RejectReason::WaitTimeout),
-        key if key.starts_with("default/expired:") => Answer::Grant(Duration::ZERO),
+        // Out of date on arrival at first, as a grant that sat in a socket while everything stood still.
+        "default/expired:a" if expired.fetch_add(1, Ordering::Relaxed) == 0 => Answer::Grant(Duration::ZERO),
         _ => Answer::Grant(VALID),
     }
 }
@@ -102,10 +106,7 @@ fn routes() -> Vec<Value> {
         route("/later/idle", json!({ "cluster": "app", "idle_timeout": "0.4s" })),
         route("/max/", json!({ "cluster": "app", "max_stream_duration": { "max_stream_duration": "0.4s" } })),
         route("/retry/", json!({ "cluster": "app", "retry_policy": { "retry_on": "5xx,reset", "num_retries": 1 } })),
-        route(
-            "/internal/",
-            json!({ "cluster": "app", "internal_redirect_policy": { "redirect_response_codes": [302] } }),
-        ),
+        route("/internal/", json!({ "cluster": "app", "internal_redirect_policy": { "max_internal_redirects": 1 } })),
         json!({ "match": { "prefix": "/redirect/" }, "redirect": { "path_redirect": "/elsewhere" } }),
         json!({ "match": { "prefix": "/direct/" }, "direct_response": { "status": 200, "body": { "inline_string": "hi" } } }),
     ]
@@ -167,8 +168,6 @@ fn local_rows() -> Vec<Row> {
         Row("/closed/a", Ask::post("/closed/a"), 503, UNSENT),
         Row("/nowhere/a", nowhere, 503, UNSENT),
         Row("/a/fault", fault, 418, UNSENT),
-        // A grant that is out of date on arrival must not be acted on.
-        Row("/expired/a", Ask::post("/expired/a"), 503, UNSENT),
     ]
 }
 
@@ -234,6 +233,19 @@ async fn requests_that_never_get_their_lock() {
     assert!(stage.upstream.executions().is_empty(), "{:#?}", stage.upstream.executions());
 }
 
+/// Breaks if a grant that is out of date on arrival is acted on, or never given back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expired_grant_is_returned_and_asked_for_again() {
+    let stage = Stage::set().await;
+    assert_eq!(Ask::post("/expired/a").send(stage.proxy()).await.unwrap().status, 200);
+    stage.host.heartbeats_pass(2).await;
+    let asked = stage.host.asked("default/expired:a");
+    let ended: Vec<Vec<Ended>> = asked.iter().map(|asked| asked.ended.iter().map(|ended| ended.1).collect()).collect();
+    assert_eq!(ended, [[UNSENT], [CLEAN]]);
+    let tokens: Vec<_> = stage.upstream.executions().iter().map(|execution| execution.token()).collect();
+    assert_eq!(tokens, [asked[1].token], "the upstream sees the second grant only");
+}
+
 /// Breaks if a client can free its lock by going away while the upstream works.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_leave_while_the_upstream_works() {
@@ -261,22 +273,41 @@ async fn clients_that_leave_while_the_upstream_works() {
     table.finish().await;
 }
 
-/// Breaks if the lock of a WebSocket is released by its 101, or never.
+/// Breaks if the lock of a WebSocket is released by its 101, or never; or if a client that vanishes counts as a close,
+/// for the application may go on with what it was told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_websocket_holds_its_lock_until_it_is_closed() {
-    let stage = Stage::set().await;
+    let stage = Arc::new(Stage::set().await);
+    let mut table = Table::default();
+    for (path, closed_by_upstream, ended) in [("/a/closed", true, CLEAN), ("/a/vanished", false, UNCLEAN)] {
+        let it = Arc::clone(&stage);
+        table.row(path, async move {
+            let mut stream = open_socket(&it, path).await;
+            it.host.heartbeats_pass(2).await;
+            assert!(it.host.asked(&key_of(path))[0].ended.is_empty(), "the socket is open");
+            if closed_by_upstream {
+                stream.write_all(CLOSE).await.unwrap();
+                stream.read_to_end(&mut Vec::new()).await.unwrap();
+            }
+            drop(stream);
+            it.assert_ended(path, ended).await;
+        });
+    }
+    table.finish().await;
+}
+
+async fn open_socket(stage: &Stage, path: &str) -> TcpStream {
     let mut stream = TcpStream::connect(stage.proxy()).await.unwrap();
-    let request = "GET /a/socket HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-                   sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).await.unwrap();
     let head = read_until(&mut stream, b"\r\n\r\n").await;
     assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
     stream.write_all(b"to and fro").await.unwrap();
     assert_eq!(read_until(&mut stream, b"fro").await, b"to and fro");
-    stage.host.heartbeats_pass(2).await;
-    assert!(stage.host.asked("default/a:socket")[0].ended.is_empty(), "the socket is open");
-    drop(stream);
-    stage.assert_ended("/a/socket", CLEAN).await;
+    stream
 }
 
 async fn read_until(stream: &mut TcpStream, end: &[u8]) -> Vec<u8> {
@@ -291,7 +322,7 @@ async fn read_until(stream: &mut TcpStream, end: &[u8]) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_internal_redirect_takes_one_lock_after_the_other() {
     let stage = Stage::set().await;
-    let ask = Ask::post("/internal/first").behave("status=302; location=/internal/second");
+    let ask = Ask::post("/internal/first").behave("status=302; location=http://a/internal/second");
     // The behaviour is for both requests, so Envoy's limit of one redirect passes the second 302 on.
     assert_eq!(ask.send(stage.proxy()).await.unwrap().status, 302);
     stage.assert_ended("/internal/first", CLEAN).await;
