@@ -116,11 +116,7 @@ async fn faulty_requests_are_rejected_one_by_one() {
         ("shared", with(9, Mode::Shared.into(), 0), vec![unsupported]),
         ("limit", with(10, Mode::Limit.into(), 4), vec![unsupported]),
         ("two keys", two(11), vec![invalid, unsupported]),
-        (
-            "re-entry",
-            Acquire { reentry_secret: vec![1; 16].into(), ..acquire(12, "default/a") },
-            vec![invalid, unsupported],
-        ),
+        ("re-entry", Acquire { reentry_secret: vec![1; 16], ..acquire(12, "default/a") }, vec![invalid, unsupported]),
     ];
     for (name, request, reasons) in rows {
         let id = request.id;

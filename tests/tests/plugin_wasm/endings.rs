@@ -117,7 +117,7 @@ fn a_grpc_stream_is_released_by_its_trailers_and_not_before() {
     request.end(endings::begun(200));
     request.respond_more(b"second", End::Never);
     worker.advance(30_000 * MS);
-    assert_eq!(host.releases(), []);
+    assert!(host.releases().is_empty());
     assert_eq!(host.holding().len(), 1);
     request.respond_more(b"", End::Trailers([("grpc-status", "0")].into_iter().collect::<Headers>()));
     assert_eq!(host.releases().iter().map(|(_, ending)| *ending).collect::<Vec<_>>(), [Ending::Clean]);
@@ -134,7 +134,7 @@ fn the_next_context_of_an_internal_redirect_asks_again() {
     let second = held(&worker, transfer(1));
     assert_eq!(host.acquires().len(), 2);
     second.respond(Response::new(200, "done"));
-    assert_eq!(host.holding(), []);
+    assert!(host.holding().is_empty());
     worker.check();
 }
 
