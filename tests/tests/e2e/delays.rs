@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use turnstile_tests::checker::judge;
 use turnstile_tests::http::Ask;
 use turnstile_tests::session_client::{Session, Want};
-use turnstile_tests::wait::PATIENCE;
+use turnstile_tests::wait::{PATIENCE, until};
 use turnstile_tests::world::World;
 
 use crate::table::Table;
@@ -73,4 +74,20 @@ async fn the_hold_limit_ends_a_hold() {
     assert_eq!(holder.await.unwrap().unwrap().status, 503);
     let abandoned = world.upstream.executions()[0].abandoned.expect("the holder was aborted");
     assert!(abandoned < granted, "the next one was let in first");
+}
+
+/// Breaks if a proxy that is asked to drain cuts off those who hold or wait, instead of serving them to the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_graceful_drain_serves_those_who_wait() {
+    let world = World::start(RULES).await;
+    let session = world.session().await;
+    let holder = Ask::post("/clean/a").behave("delay=1000").spawn(world.proxy());
+    world.upstream.began("/clean/a").await;
+    let waiter = Ask::post("/clean/a").spawn(world.proxy());
+    until("the waiter to queue", PATIENCE, async || (session.queue_length("default/clean:a").await == 1).then_some(()))
+        .await;
+    assert_eq!(world.envoys[0].command("/drain_listeners?graceful").await.status, 200);
+    assert_eq!(holder.await.unwrap().unwrap().status, 200);
+    assert_eq!(waiter.await.unwrap().unwrap().status, 200);
+    judge(&world.upstream.executions()).assert_undisturbed();
 }

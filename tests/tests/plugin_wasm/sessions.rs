@@ -85,7 +85,7 @@ fn a_session_resumes_over_a_broken_stream_and_nothing_is_lost() {
     assert!(requests[4].upstream().is_some());
     requests[4].respond(Response::new(200, "done"));
     requests[0].respond(Response::new(200, "done"));
-    assert!(host.holding().is_empty(), "{:?}", host.holding());
+    assert!(host.holding().is_empty());
     worker.check();
 }
 
@@ -172,7 +172,7 @@ fn a_frozen_host_is_given_up_and_found_again() {
     host.thaw();
     worker.advance(5_000 * MS);
     held(&worker, transfer(2)).respond(Response::new(200, "done"));
-    assert!(host.holding().is_empty(), "{:?}", host.holding());
+    assert!(host.holding().is_empty());
     worker.check();
 }
 
@@ -189,7 +189,7 @@ fn a_host_that_is_killed_and_comes_back_within_the_ttl_is_resumed() {
     worker.advance(10_000 * MS);
     assert!(!holder.is_over(), "resumed and renewed: {:#?}", worker.log());
     holder.respond(Response::new(200, "done"));
-    assert!(host.holding().is_empty(), "{:?}", host.holding());
+    assert!(host.holding().is_empty());
     worker.check();
 }
 
@@ -238,6 +238,6 @@ fn an_old_configuration_finishes_what_it_began_beside_the_new_one() {
         request.respond(Response::new(200, "done"));
         assert!(matches!(request.outcome(), Outcome::Answered(_)), "{:?}", request.outcome());
     }
-    assert!(host.holding().is_empty(), "{:?}", host.holding());
+    assert!(host.holding().is_empty());
     worker.check();
 }
