@@ -17,7 +17,7 @@ use turnstile_tests::wait::{PATIENCE, until};
 use turnstile_tests::world::{Plan, World, bootstrap, configuration};
 
 const RULES: &[&str] = &[
-    "POST /work/{id} key=work:{id} wait=60s hold=30s lock_delay=500ms",
+    "POST /jobs/{id} key=work:{id} wait=60s hold=30s lock_delay=500ms",
     "POST /careful/{id} key=careful:{id} wait=60s hold=30s lock_delay=1s",
 ];
 
@@ -29,7 +29,7 @@ const LEASE: Duration = Duration::from_millis(3_000);
 const ENDLESS: usize = 1_000_000;
 
 fn work(number: usize) -> Ask {
-    Ask::post(&format!("/work/{}", number % 4)).behave("delay=2")
+    Ask::post(&format!("/jobs/{}", number % 4)).behave("delay=2")
 }
 
 /// Good answers so far, by what the upstream has seen.
@@ -88,7 +88,7 @@ async fn a_host_is_frozen_past_its_lease_while_another_takes_over() {
     more_good_ones(&upstream, 200).await;
     // And the first host serves again.
     until("the first proxy to be served", PATIENCE, async || {
-        let answer = Ask::post("/work/9").send(proxies[0]).await.ok()?;
+        let answer = Ask::post("/jobs/9").send(proxies[0]).await.ok()?;
         (answer.status == 200).then_some(())
     })
     .await;
@@ -164,8 +164,8 @@ async fn a_silent_network_ends_holds_before_the_next_is_let_in() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_is_terminated_lets_holds_run_out() {
     let mut world = World::start(RULES).await;
-    let holder = Ask::post("/work/a").behave("delay=1000").spawn(world.proxy());
-    world.upstream.began("/work/a").await;
+    let holder = Ask::post("/jobs/a").behave("delay=1000").spawn(world.proxy());
+    world.upstream.began("/jobs/a").await;
     world.host.process.signal(Signal::TERM);
     assert_eq!(holder.await.unwrap().unwrap().status, 200, "the hold runs out");
     let status = world.host.process.ended(PATIENCE).await;
@@ -173,7 +173,7 @@ async fn a_host_that_is_terminated_lets_holds_run_out() {
     world.host.restart();
     world.host.ready().await;
     until("requests to be served again", PATIENCE, async || {
-        let answer = Ask::post("/work/a").send(world.proxy()).await.ok()?;
+        let answer = Ask::post("/jobs/a").send(world.proxy()).await.ok()?;
         (answer.status == 200).then_some(())
     })
     .await;
