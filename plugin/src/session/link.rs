@@ -103,6 +103,10 @@ impl Session {
     pub(super) fn tick_link(&mut self, now: Instant) {
         if self.identity.as_ref().is_some_and(|identity| identity.heard + identity.ttl <= now) && !self.link.is_live() {
             self.forget_session(now);
+            // A Hello that resumes it is under way: what came of that would be a session whose numbers are used twice.
+            if matches!(self.link, Link::Greeting { resuming: true, .. }) {
+                self.give_up_stream(now);
+            }
         }
         match self.link {
             Link::Idle => {}
