@@ -70,7 +70,9 @@ impl RequestView for View {
     }
 
     fn header(&self, name: &str) -> HeaderValues<'_> {
-        header(name).map_or(HeaderValues::Absent, |value| HeaderValues::One(Cow::Owned(value)))
+        // The call for one header tells the first of several; the attribute has all of them, joined by commas.
+        property(&["request", "headers", name])
+            .map_or(HeaderValues::Absent, |value| HeaderValues::One(Cow::Owned(value)))
     }
 }
 

@@ -60,6 +60,7 @@ pub(super) struct Peer {
     /// Streams that were accepted, and the sessions that they are of once a Hello came.
     streams: BTreeMap<u32, Option<u64>>,
     sessions: BTreeMap<u64, Session>,
+    sessions_opened: u64,
     incarnation: u64,
     places: u64,
     tokens: u64,
@@ -79,6 +80,7 @@ impl Peer {
             faults: Vec::new(),
             streams: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            sessions_opened: 0,
             incarnation: 1,
             places: 0,
             tokens: 7 << 20,
@@ -90,7 +92,7 @@ impl Peer {
         if self.link == Link::Frozen {
             return Ok(false);
         }
-        if self.accept(vm)? || self.hang_up(vm)? || self.read(vm) {
+        if self.accept(vm)? || self.hang_up(vm)? || self.read(vm) || self.expire(vm)? {
             return Ok(true);
         }
         self.decide(vm.state().now);
@@ -102,9 +104,10 @@ impl Peer {
         if self.policy != Policy::Lock || self.link != Link::Up {
             return None;
         }
-        let sessions = self.sessions.values().filter(|session| session.stream.is_some());
-        let wanted = sessions.flat_map(|session| session.wanted.values());
-        wanted.filter(|wanted| wanted.fate == Fate::Waiting).map(Wanted::wait_end).min()
+        let connected = self.sessions.values().filter(|session| session.stream.is_some());
+        let wanted = connected.flat_map(|session| session.wanted.values());
+        let waits = wanted.filter(|wanted| wanted.fate == Fate::Waiting).map(Wanted::wait_end);
+        waits.chain(self.sessions.values().map(|session| session.heard + self.ttl)).min()
     }
 
     pub(super) fn faults(&self) -> Vec<String> {
@@ -207,6 +210,24 @@ impl Peer {
         Ok(false)
     }
 
+    /// Ends a session that was not heard of for its TTL. (The model has no lock delay: it grants on at once.)
+    fn expire(&mut self, vm: &mut Vm) -> Result<bool, VmError> {
+        let now = vm.state().now;
+        let Some(number) =
+            self.sessions.iter().find(|(_, session)| session.heard + self.ttl <= now).map(|(number, _)| *number)
+        else {
+            return Ok(false);
+        };
+        if let Some(session) = self.sessions.remove(&number) {
+            self.faults.extend(session.faults);
+            if let Some(token) = session.stream {
+                self.streams.remove(&token);
+                vm.grpc_close(token, 0, "the session has expired")?;
+            }
+        }
+        Ok(true)
+    }
+
     fn suspend(&mut self, token: u32) {
         for session in self.sessions.values_mut().filter(|session| session.stream == Some(token)) {
             session.stream = None;
@@ -295,9 +316,9 @@ impl Peer {
     }
 
     fn new_session(&mut self) -> u64 {
-        let number = self.sessions.keys().next_back().map_or(1, |last| last + 1);
-        self.sessions.insert(number, Session::new());
-        number
+        self.sessions_opened += 1;
+        self.sessions.insert(self.sessions_opened, Session::new());
+        self.sessions_opened
     }
 
     fn incarnation(&self) -> String {
@@ -385,7 +406,8 @@ impl Peer {
             all.extend(live.map(|(id, wanted)| (wanted.place, *number, *id)));
         }
         all.sort_unstable();
-        let mut taken: HashSet<String> = HashSet::new();
+        let held = self.live().filter(|wanted| matches!(wanted.fate, Fate::Granted(_)));
+        let mut taken: HashSet<String> = held.flat_map(Wanted::keys).map(str::to_owned).collect();
         for (_, number, id) in all {
             let Some(session) = self.sessions.get_mut(&number) else { continue };
             let Some(wanted) = session.wanted.get(&id) else { continue };

@@ -41,6 +41,8 @@ pub(super) struct Session {
     pub(super) outbox: VecDeque<ServerItem>,
     pub(super) faults: Vec<String>,
     pub(super) promise: Option<Duration>,
+    /// When its last heartbeat was processed: it ends a TTL later.
+    pub(super) heard: Duration,
     generation: u64,
     heartbeat_seq: u64,
     last_id: u64,
@@ -56,6 +58,7 @@ impl Session {
             outbox: VecDeque::new(),
             faults: Vec::new(),
             promise: None,
+            heard: Duration::ZERO,
             generation: 0,
             heartbeat_seq: 0,
             last_id: 0,
@@ -83,7 +86,7 @@ impl Session {
     pub(super) fn acquire(&mut self, now: Duration, place: u64, acquire: Acquire) {
         let id = acquire.id;
         if id <= self.last_id {
-            self.fault(format!("request {id} after {}", self.last_id));
+            return self.fault(format!("request {id} after {}", self.last_id));
         }
         if acquire.keys.is_empty() {
             self.fault(format!("request {id} wants no key"));
@@ -155,6 +158,7 @@ impl Session {
             self.fault(format!("heartbeat {seq} after {}", self.heartbeat_seq));
         }
         self.heartbeat_seq = seq;
+        self.heard = now;
         self.sent_at.insert(seq, now);
     }
 

@@ -5,6 +5,7 @@ mod endings;
 mod hostile;
 mod losses;
 mod sessions;
+mod storm;
 
 use std::time::Duration;
 
