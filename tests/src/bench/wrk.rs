@@ -112,11 +112,11 @@ impl Figures {
         if failures.is_empty() && self.requests > 0 {
             return Ok(self);
         }
-        Err(Fault::Load {
-            row: row.title(),
-            phase: format!("{} connections", window.connections),
-            failures: format!("{} requests, of them {}", self.requests, failures.join(", ")),
-        })
+        let failures = match failures.as_slice() {
+            [] => "no request was answered".to_owned(),
+            some => format!("{} requests answered; {}", self.requests, some.join(", ")),
+        };
+        Err(Fault::Load { row: row.title(), phase: format!("{} connections", window.connections), failures })
     }
 }
 
