@@ -56,6 +56,27 @@ impl Process {
         .await;
     }
 
+    /// As [`Process::freeze`], but at a moment when it has no file locked for writing: what a frozen process has locked
+    /// stays locked for all others.
+    pub async fn freeze_without_file_locks(&self) {
+        let writes = |line: &str| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields.contains(&"POSIX")
+                && fields.contains(&"WRITE")
+                && fields.contains(&self.child.id().to_string().as_str())
+        };
+        until("a moment without file locks", PATIENCE, async || {
+            self.freeze().await;
+            let locks = fs::read_to_string("/proc/locks").expect("Linux lists file locks");
+            let free = !locks.lines().any(writes);
+            if !free {
+                self.thaw();
+            }
+            free.then_some(())
+        })
+        .await;
+    }
+
     /// Lets a frozen process go on.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -108,7 +107,7 @@ pub fn acquire(id: u64, key: &str) -> Acquire {
 pub struct Session {
     outbound: mpsc::Sender<ClientMessage>,
     answers: Arc<Answers>,
-    next: AtomicU64,
+    next: tokio::sync::Mutex<u64>,
     welcome: Welcome,
     ended: watch::Receiver<Option<Status>>,
     acked: watch::Receiver<u64>,
@@ -153,7 +152,7 @@ impl Session {
         let every = Duration::from_millis(u64::from(welcome.heartbeat_ms));
         tokio::spawn(beat(outbound.clone(), every));
         tokio::spawn(receive(raw, Arc::clone(&answers), ack, end));
-        Self { outbound, answers, next: AtomicU64::new(1), welcome, ended, acked }
+        Self { outbound, answers, next: tokio::sync::Mutex::new(1), welcome, ended, acked }
     }
 
     /// What the host said in the beginning.
@@ -169,12 +168,16 @@ impl Session {
     /// # Panics
     /// If the session ends before.
     pub async fn acquire(&self, want: Want<'_>) -> Result<Granted, Reject> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        // Ids must grow in the order in which they are sent, so the lock is held until this one is on its way.
+        let mut next = self.next.lock().await;
+        let id = *next;
+        *next += 1;
         let (answer, answered) = oneshot::channel();
         self.answers.lock().expect("no panics inside").insert(id, answer);
         let ms = |duration: Duration| u32::try_from(duration.as_millis()).expect("less than 49 days");
         let request = Acquire { wait_ms: ms(want.wait), lock_delay_ms: ms(want.lock_delay), ..acquire(id, want.key) };
         self.send(request).await;
+        drop(next);
         match answered.await {
             Ok(answer) => answer,
             Err(_) => panic!("the session ended before {} was answered: {:?}", want.key, *self.ended.borrow()),

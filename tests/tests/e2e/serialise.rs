@@ -58,7 +58,9 @@ async fn nobody_starves() {
     let load = Load::start(&world.proxies(), 16, requests, |_| transfer(1).behave("delay=2"));
     let outcome = load.finish().await;
     outcome.assert_all_ok(requests);
-    judge(&world.upstream.executions()).assert_undisturbed();
+    let verdict = judge(&world.upstream.executions());
+    assert_eq!((verdict.executions, verdict.keys), (requests, 1));
+    verdict.assert_undisturbed();
     let (median, worst) = (outcome.quantile(0.5), outcome.quantile(1.0));
     assert!(worst < median * 6 + Duration::from_millis(500), "median {median:?}, worst {worst:?}");
 }

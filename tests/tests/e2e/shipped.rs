@@ -156,6 +156,8 @@ async fn bytes_that_are_not_text_do_no_harm() {
         let ask = Ask::post("/accounts/2/transfer").header_bytes(name, b"\xff\xfe\x80 \xc3(");
         world.expect_ok(ask).await;
     }
+    let guarded = world.upstream.of_path("/accounts/2/transfer");
+    assert!(guarded.len() == 6 && guarded.iter().all(|execution| execution.token().is_some()), "{guarded:#?}");
     let status = raw_status(&world, "POST", "/accounts/%ff%fe/transfer", "a").await;
     assert!(matches!(status, 200 | 400), "{status}");
     let raw = b"POST /accounts/\xff\xfe/transfer HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n";
