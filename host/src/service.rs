@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::TcpListenerStream;
 use turnstile_core::Engine;
 use turnstile_protocol::{KEY_MAX_BYTES, MESSAGE_MAX_BYTES, VERSION, v1};
@@ -195,14 +196,22 @@ fn welcome(config: &Config) -> Result<v1::Welcome, StartError> {
 
 fn serve_sessions(listener: TcpListener, events: mpsc::Sender<Event>) -> (oneshot::Sender<()>, JoinHandle<()>) {
     let (end, ended) = oneshot::channel();
+    // Small answers must not wait for the peer's delayed acknowledgement. (The builder's own switch is for listeners
+    // that it makes itself.)
+    let accepted = TcpListenerStream::new(listener).map(|stream| {
+        stream.inspect(|stream| {
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::warn!(%error, "cannot turn Nagle's algorithm off");
+            }
+        })
+    });
     let server = tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .initial_connection_window_size(WINDOW_BYTES)
         .initial_stream_window_size(WINDOW_BYTES)
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_PATIENCE))
         .add_service(Sessions::new(events))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
+        .serve_with_incoming_shutdown(accepted, async move {
             let _ = ended.await;
         });
     let task = tokio::spawn(async move {
