@@ -22,6 +22,8 @@ pub(super) struct Wanted<'a> {
     pub(super) lock_delay_ms: i64,
     pub(super) new_epoch: bool,
     pub(super) known: Known,
+    /// We know that the record is ours and its quarantine over.
+    pub(super) waited_out: bool,
 }
 
 /// What became of a claim.
@@ -119,10 +121,15 @@ fn keep(
     };
     let epoch = if fresh { epochs.next()? } else { record.epoch };
     let lock_delay_ms = record.lock_delay_ms.max(wanted.lock_delay_ms);
-    if epoch != record.epoch || lock_delay_ms != record.lock_delay_ms {
+    // Or else it would be waited out once more, should this write land unnoticed.
+    let inherited_ms = match quarantine {
+        Quarantine::Unchanged if wanted.waited_out => 0,
+        _ => record.inherited_ms,
+    };
+    if (epoch, lock_delay_ms, inherited_ms) != (record.epoch, record.lock_delay_ms, record.inherited_ms) {
         connection
-            .prepare_cached("UPDATE ownerships SET epoch = ?2, lock_delay_ms = ?3 WHERE key = ?1")?
-            .execute(params![key, epoch, lock_delay_ms])?;
+            .prepare_cached("UPDATE ownerships SET epoch = ?2, lock_delay_ms = ?3, inherited_ms = ?4 WHERE key = ?1")?
+            .execute(params![key, epoch, lock_delay_ms, inherited_ms])?;
     }
     leave_queue(connection, key, me)?;
     owned(connection, me, key, epoch, lock_delay_ms, quarantine)

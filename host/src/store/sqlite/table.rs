@@ -19,6 +19,8 @@ pub(super) struct Owned {
     pub(super) epoch: u64,
     pub(super) lock_delay: Duration,
     pub(super) quarantined_until: Instant,
+    /// The claim that was answered with it last.
+    pub(super) claim: Option<ClaimId>,
     pub(super) told: Told,
 }
 

@@ -93,11 +93,11 @@ impl Worker {
             inherited_ms => clock::now() + Duration::from_millis(inherited_ms.unsigned_abs()),
         };
         let lock_delay = Duration::from_millis(lock_delay_ms.unsigned_abs());
-        let owned = |told| Owned { epoch, lock_delay, quarantined_until, told };
+        let owned = |told| Owned { epoch, lock_delay, quarantined_until, claim: None, told };
         match self.table.get(&key).cloned() {
             Some(Entry::Queued(queued)) => {
                 let rivals = if wanted { Rivals::Waiting } else { Rivals::None };
-                self.gained(key, queued.claim, owned(Told::Gained), rivals);
+                self.gained(key, queued.claim, rivals, owned(Told::Gained));
             }
             None => {
                 tracing::warn!(store = "sqlite", key = key.as_str(), epoch, "found a record of ours that nobody wants");
@@ -305,7 +305,7 @@ impl Worker {
             Ok(None) => {
                 tracing::info!(store = "sqlite", incarnation = me, "ended the lease");
                 self.committed();
-                self.pending.pop_front();
+                self.pending.ended();
                 self.phase = Phase::Left;
                 self.table = Table::default();
                 self.report(Event::LeaseEnded);
