@@ -380,6 +380,61 @@ async fn a_database_that_disappears_ends_the_lease_and_is_not_made_anew() {
     assert!(a.gained(&key("t/a")).await.epoch > epoch);
 }
 
+/// Puts the other file in the place of the one, with no log beside it.
+async fn replace(file: &File, other: &File) {
+    Host::start(other).await.end_lease().await;
+    // All of it is in the one file once the last connection is closed.
+    let settled = other.directory.path().join("settled.db");
+    by_hand(other).execute("VACUUM INTO ?1", [settled.to_str().unwrap()]).unwrap();
+    std::fs::rename(&settled, file.path()).unwrap();
+    remove_log(file);
+}
+
+fn remove_log(file: &File) {
+    for suffix in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{suffix}", file.path().display()));
+    }
+}
+
+/// Also by a host that has promised nothing itself: the other one's lock delay is known to it only from the lost file.
+#[tokio::test]
+async fn a_lost_file_is_waited_out_with_the_lock_delays_of_all_hosts() {
+    let (file, other) = (file(), file());
+    let delay = Duration::from_secs(2);
+    let (mut a, mut b) = (Host::start(&file).await, Host::start(&file).await);
+    a.take(&key("t/a"), delay).await;
+    replace(&file, &other).await;
+    let replaced = clock::now();
+    let lease = a.kill().await;
+    b.lease_lost().await;
+    b.drain();
+    b.renewed().await;
+    let gained = b.take(&key("t/a"), Duration::ZERO).await;
+    assert!(gained.seen >= lease + delay && gained.seen >= replaced + delay, "{gained:?} in the lease until {lease:?}");
+}
+
+/// Whoever opens the path now makes a new log, and sees nothing of what the old one's users write.
+#[tokio::test]
+async fn a_log_that_disappears_ends_the_lease() {
+    for suffixes in [&["-wal", "-shm"][..], &["-wal"], &["-shm"]] {
+        let file = file();
+        let mut a = Host::start(&file).await;
+        let delay = LEASE_TTL;
+        let epoch = a.take(&key("t/a"), delay).await.epoch;
+        a.renewed().await;
+        for suffix in suffixes {
+            std::fs::remove_file(format!("{}{suffix}", file.path().display())).unwrap();
+        }
+        let (removed, lease) = (clock::now(), a.leased_until);
+        a.lease_lost().await;
+        assert!(clock::now() < removed + LEASE_TTL * 2, "must be noticed with the next beat");
+        a.drain();
+        a.renewed().await;
+        assert!(clock::now() >= lease + delay, "granted again before the old promises had passed");
+        assert!(a.take(&key("t/a"), delay).await.epoch > epoch);
+    }
+}
+
 #[tokio::test]
 async fn a_database_replaced_by_another_gets_higher_epochs_after_a_wait() {
     let (file, other) = (file(), file());
@@ -391,15 +446,8 @@ async fn a_database_replaced_by_another_gets_higher_epochs_after_a_wait() {
         a.give_up(&key("t/a"));
     }
     a.take(&key("t/a"), delay).await;
-    Host::start(&other).await.end_lease().await;
-    // All of it is in the one file once the last connection is closed.
-    let settled = other.directory.path().join("settled.db");
-    by_hand(&other).execute("VACUUM INTO ?1", [settled.to_str().unwrap()]).unwrap();
     let lease = a.leased_until;
-    std::fs::rename(&settled, file.path()).unwrap();
-    for suffix in ["-wal", "-shm"] {
-        let _ = std::fs::remove_file(format!("{}{suffix}", file.path().display()));
-    }
+    replace(&file, &other).await;
     a.lease_lost().await;
     a.drain();
     a.renewed().await;

@@ -53,18 +53,18 @@ impl Worker {
         }
         let (patience, now) = (self.patience(), clock::now());
         let Self { phase: Phase::Member { database, lease }, table, .. } = self else { return };
-        let done = database.write(patience, Some(lease), |connection, epochs| {
+        let done = database.write(patience, Some(lease), |connection, counters| {
             batch
                 .iter()
                 .filter_map(|operation| match operation {
                     Operation::Claim { key, claim, .. } => {
                         let wanted = wanted(table, operation, now)?;
-                        let claimed = records::claim(connection, &lease.name, epochs, &wanted);
+                        let claimed = records::claim(connection, &lease.name, counters, &wanted);
                         Some(claimed.map(|claimed| Outcome::Claimed { key: key.clone(), claim: *claim, claimed }))
                     }
                     Operation::Yield { key } => {
                         let known = known(table.get(key));
-                        let given_up = records::give_up(connection, &lease.name, epochs, key.as_str(), known);
+                        let given_up = records::give_up(connection, &lease.name, counters, key.as_str(), known);
                         Some(given_up.map(|()| Outcome::GivenUp { key: key.clone() }))
                     }
                     Operation::EndLease => None,

@@ -125,13 +125,4 @@ impl Table {
     pub(super) fn owns_anything(&self) -> bool {
         !self.by_epoch.is_empty()
     }
-
-    /// The largest lock delay of a record of ours.
-    pub(super) fn lock_delay_max(&self) -> Duration {
-        let delays = self.keys.values().map(|entry| match entry {
-            Entry::Owned(owned) => owned.lock_delay,
-            Entry::Queued(_) => Duration::ZERO,
-        });
-        delays.max().unwrap_or_default()
-    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use turnstile_core::Instant;
 
-use super::database::{Database, LastKnown, random_name};
+use super::database::{Database, Marks, random_name};
 use super::liveness::{Lease, Observer};
 use super::notice::Cursor;
 use super::pending::Pending;
@@ -28,7 +28,7 @@ pub(super) struct Worker {
     events: UnboundedSender<Event>,
     shared: Arc<Shared>,
     pub(super) phase: Phase,
-    last_known: LastKnown,
+    last_known: Marks,
     pub(super) pending: Pending,
     pub(super) table: Table,
     pub(super) observer: Observer,
@@ -67,7 +67,7 @@ impl Worker {
     ) -> Self {
         let now = clock::now();
         Self {
-            last_known: database.last_known(),
+            last_known: database.marks.clone(),
             phase: Phase::Joining { from: now, database: Some(database) },
             observer: Observer::new(config.lease_ttl),
             config,
@@ -169,7 +169,7 @@ impl Worker {
         let ttl = self.config.lease_ttl;
         let joined = reopened.and_then(|mut database| {
             let name = random_name().map_err(|error| Fault::Unavailable(error.to_string()))?;
-            let epoch = database.epoch;
+            let epoch = database.marks.epoch;
             let done = database.write(self.patience(), None, |connection, _| {
                 Ok((Lease::register(connection, name, ttl)?, Cursor::at_end(connection, epoch)?))
             });
@@ -186,7 +186,7 @@ impl Worker {
             Ok((database, mut lease, cursor)) => {
                 tracing::info!(store = "sqlite", incarnation = lease.name, "joined as a new incarnation");
                 let until = lease.landed(1, now);
-                self.last_known = database.last_known();
+                self.last_known = database.marks.clone();
                 self.phase = Phase::Member { database, lease };
                 self.cursor = cursor;
                 self.observer.own_beat_landed(clock::now());
@@ -240,30 +240,35 @@ impl Worker {
                         incarnation = lease.name,
                         "the lease is lost: another host saw no beat for its TTL, or the row was removed"
                     );
-                    self.last_known = database.last_known();
+                    self.last_known = database.marks.clone();
                     self.phase = Phase::Joining { from: now, database: Some(database) };
                     self.forget();
                 }
             }
-            Fault::Broken(reason) => {
-                // All that was granted from the old file, and what it remembered of lock delays, must have passed.
-                let wait = self.config.lease_ttl + self.table.lock_delay_max();
-                let joining = Phase::Joining { from: now + wait, database: None };
-                let before = std::mem::replace(&mut self.phase, joining);
-                if let Phase::Member { database, .. } = &before {
-                    self.last_known = database.last_known();
-                }
-                tracing::error!(
-                    store = "sqlite", path = %self.config.path.display(), reason, wait_ms = wait.as_millis(),
-                    known_epoch = self.last_known.epoch,
-                    "the database is damaged or was replaced: nothing is granted until the wait is over and the file \
-                     can be opened; if it was restored or made anew, stop every host, set epoch_base above every \
-                     epoch handed out, and start them again"
-                );
-                if matches!(before, Phase::Member { .. }) {
-                    self.forget();
-                }
-            }
+            Fault::Broken(reason) => self.broken(reason),
+        }
+    }
+
+    /// All that anybody granted from the old file, and what it remembered of lock delays, must have passed before we
+    /// grant anything from whatever is there now.
+    fn broken(&mut self, reason: &str) {
+        let before = std::mem::replace(&mut self.phase, Phase::Left);
+        let was_member = matches!(before, Phase::Member { .. });
+        if let Phase::Member { database, .. } | Phase::Joining { database: Some(database), .. } = before {
+            self.last_known = database.last_marks().raised_to(&self.last_known);
+        }
+        let lock_delay = Duration::from_millis(self.last_known.lock_delay_ms.unsigned_abs());
+        let wait = self.observer.longest_ttl() + lock_delay;
+        self.phase = Phase::Joining { from: clock::now() + wait, database: None };
+        tracing::error!(
+            store = "sqlite", path = %self.config.path.display(), reason, wait_ms = wait.as_millis(),
+            known_epoch = self.last_known.epoch,
+            "the database is damaged or was replaced: nothing is granted until the wait is over and the file can be \
+             opened; if it was restored or made anew, stop every host, set epoch_base above every epoch handed out, \
+             and start them again"
+        );
+        if was_member {
+            self.forget();
         }
     }
 

@@ -239,6 +239,43 @@ fn a_lease_that_ended_unnoticed_has_ended() {
     assert_eq!(bench.step(), [Event::LeaseLost, Event::LeaseEnded]);
 }
 
+/// A very recent backup was put back in place: nothing in it is older than our beat.
+#[test]
+fn a_beat_that_went_back_is_a_restored_file() {
+    let mut bench = Bench::new();
+    bench.worker.beat();
+    bench.worker.beat();
+    bench.step();
+    bench.file().execute_batch("UPDATE incarnations SET beat = beat - 1").unwrap();
+    let events = bench.claim(1, false);
+    assert!(matches!(events[..], [Event::Failed { .. }, Event::LeaseLost]), "{events:?}");
+    assert_eq!(bench.step(), [], "what was granted before has to pass first");
+}
+
+/// Some dead have records that nobody wants and that may not go yet; the others do not have to wait for that.
+#[test]
+fn all_the_dead_are_cleaned_up_in_turn() {
+    let mut bench = Bench::new();
+    for n in 1..=20 {
+        let sql = format!(
+            "INSERT INTO incarnations (name, beat, ttl_ms, dead) VALUES ('{n}', 1, 1000, 1);
+             INSERT INTO ownerships (key, incarnation, epoch, lock_delay_ms, inherited_ms)
+                VALUES ('t/{n}', '{n}', {n}, 600000, 0);
+             UPDATE store SET epoch = {n};"
+        );
+        bench.file().execute_batch(&sql).unwrap();
+    }
+    bench.file().execute_batch("INSERT INTO incarnations (name, beat, ttl_ms, dead) VALUES ('3x', 1, 1, 1)").unwrap();
+    bench.worker.data_version = None;
+    bench.step();
+    for _ in 0..6 {
+        bench.worker.upkeep();
+    }
+    let sql = "SELECT count(*), sum(name = '3x') FROM incarnations WHERE dead = 1";
+    let left: (u32, u32) = bench.file().query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    assert_eq!(left, (20, 0));
+}
+
 /// Even before the next beat is due: every write looks first.
 #[test]
 fn nothing_is_granted_to_a_host_that_was_marked_or_forgotten() {
