@@ -13,6 +13,8 @@ use super::liveness::Lease;
 pub(super) enum Fault {
     /// Nothing was written.
     Unavailable(String),
+    /// Nothing was written: another process had the file locked.
+    Busy(String),
     /// The commit failed, and may have landed.
     Ambiguous(String),
     /// Our incarnation is marked dead, or its row is gone.
@@ -48,6 +50,7 @@ impl Counters {
 impl From<rusqlite::Error> for Fault {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
+            Some(_) if is_busy(&error) => Self::Busy(error.to_string()),
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Broken(error.to_string()),
             Some(_) => Self::Unavailable(error.to_string()),
             // Not from SQLite but from reading its answer: a row that we did not write like that.
@@ -125,13 +128,10 @@ fn commit(transaction: Transaction<'_>) -> Result<(), Fault> {
     let committed = transaction.commit();
     #[cfg(test)]
     let committed = faults::apply(committed);
-    committed.map_err(|error| {
-        let busy = is_busy(&error);
-        match Fault::from(error) {
-            // Any other failure may have left the commit in the log, where a recovery would find it.
-            Fault::Unavailable(reason) if !busy => Fault::Ambiguous(reason),
-            other => other,
-        }
+    committed.map_err(|error| match Fault::from(error) {
+        // May have left the commit in the log, where a recovery would find it.
+        Fault::Unavailable(reason) => Fault::Ambiguous(reason),
+        other => other,
     })
 }
 
@@ -139,7 +139,9 @@ impl Fault {
     /// The reason, for logs and for the driver.
     pub(super) fn reason(&self) -> String {
         match self {
-            Self::Unavailable(reason) | Self::Ambiguous(reason) | Self::Broken(reason) => reason.clone(),
+            Self::Unavailable(reason) | Self::Busy(reason) | Self::Ambiguous(reason) | Self::Broken(reason) => {
+                reason.clone()
+            }
             Self::LeaseGone => "the lease was lost".to_owned(),
             Self::EpochsUsedUp => "all epochs of this store are used up".to_owned(),
         }

@@ -22,6 +22,9 @@ const POLL_QUEUED: Duration = Duration::from_millis(3);
 /// How often to look whether another host wants a key of ours.
 const POLL_OWNING: Duration = Duration::from_millis(20);
 
+/// A connection with which nothing was committed for so many TTLs is given up.
+const STUCK_TTLS: u32 = 2;
+
 pub(super) struct Worker {
     pub(super) config: Config,
     inbox: mpsc::Receiver<Operation>,
@@ -39,6 +42,8 @@ pub(super) struct Worker {
     pub(super) next_poll: Instant,
     pub(super) next_batch: Instant,
     health: Health,
+    /// Since when nothing is committed, for no reason that lies outside of our connection.
+    stuck_since: Option<Instant>,
 }
 
 /// Where an incarnation is in its life.
@@ -83,6 +88,7 @@ impl Worker {
             next_poll: now,
             next_batch: now,
             health: Health::Working,
+            stuck_since: None,
         }
     }
 
@@ -197,7 +203,7 @@ impl Worker {
             }
             Err(fault @ Fault::Broken(_)) => self.handle(&fault),
             Err(fault) => {
-                self.failing(&fault);
+                self.handle(&fault);
                 if let Phase::Joining { from, .. } = &mut self.phase {
                     *from = now + Lease::beat_interval(ttl) / 2;
                 }
@@ -232,7 +238,14 @@ impl Worker {
     pub(super) fn handle(&mut self, fault: &Fault) {
         let now = clock::now();
         match fault {
-            Fault::Unavailable(_) | Fault::Ambiguous(_) | Fault::EpochsUsedUp => self.failing(fault),
+            Fault::Unavailable(_) | Fault::Ambiguous(_) => {
+                self.failing(fault);
+                self.reconnect_if_stuck(now);
+            }
+            Fault::Busy(_) | Fault::EpochsUsedUp => {
+                self.failing(fault);
+                self.stuck_since = None;
+            }
             Fault::LeaseGone => {
                 if let Phase::Member { database, lease } = std::mem::replace(&mut self.phase, Phase::Left) {
                     tracing::error!(
@@ -246,6 +259,25 @@ impl Worker {
                 }
             }
             Fault::Broken(reason) => self.broken(reason),
+        }
+    }
+
+    /// A connection that fails for so long may not work ever again (a transaction that can be neither ended nor rolled
+    /// back, a file handle gone bad). The lease has run out meanwhile.
+    fn reconnect_if_stuck(&mut self, now: Instant) {
+        let since = *self.stuck_since.get_or_insert(now);
+        if now < since + self.config.lease_ttl * STUCK_TTLS {
+            return;
+        }
+        self.stuck_since = None;
+        let before = std::mem::replace(&mut self.phase, Phase::Joining { from: now, database: None });
+        let was_member = matches!(before, Phase::Member { .. });
+        if let Phase::Member { database, .. } | Phase::Joining { database: Some(database), .. } = before {
+            tracing::error!(store = "sqlite", "nothing could be written for long: opening the database anew");
+            self.last_known = database.marks.raised_to(&self.last_known);
+        }
+        if was_member {
+            self.forget();
         }
     }
 
@@ -295,6 +327,7 @@ impl Worker {
 
     pub(super) fn committed(&mut self) {
         self.shared.commits.fetch_add(1, Ordering::Relaxed);
+        self.stuck_since = None;
         if self.health == Health::Failing {
             tracing::info!(store = "sqlite", "the store works again");
             self.health = Health::Working;

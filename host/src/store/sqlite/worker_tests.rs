@@ -10,7 +10,7 @@ use turnstile_core::{ClaimId, Epoch, Instant, LockKey};
 
 use super::database::Database;
 use super::transaction::faults::fail_next_commit;
-use super::worker::Worker;
+use super::worker::{Phase, Worker};
 use super::{Config, Shared};
 use crate::clock;
 use crate::store::{Event, Operation, StoreError};
@@ -26,8 +26,12 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(LEASE_TTL)
+    }
+
+    fn with(lease_ttl: Duration) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let config = Config { path: directory.path().join("t.db"), lease_ttl: LEASE_TTL, epoch_base: 0 };
+        let config = Config { path: directory.path().join("t.db"), lease_ttl, epoch_base: 0 };
         let database = Database::open(&config.path, 0).unwrap();
         let (sender, events) = unbounded_channel();
         let worker = Worker::new(config, database, mpsc::channel().1, sender, Arc::new(Shared::default()));
@@ -250,6 +254,21 @@ fn a_beat_that_went_back_is_a_restored_file() {
     let events = bench.claim(1, false);
     assert!(matches!(events[..], [Event::Failed { .. }, Event::LeaseLost]), "{events:?}");
     assert_eq!(bench.step(), [], "what was granted before has to pass first");
+}
+
+/// A transaction that could neither be committed nor rolled back lets no other begin on its connection.
+#[test]
+fn a_connection_that_is_stuck_is_given_up() {
+    let mut bench = Bench::with(Duration::from_millis(200));
+    let Phase::Member { database, .. } = &bench.worker.phase else { panic!("has no lease") };
+    database.connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let (mut events, end) = (Vec::new(), clock::now() + Duration::from_secs(20));
+    while !matches!(events[..], [Event::LeaseLost, Event::LeaseRenewed { .. }, ..]) {
+        assert!(clock::now() < end, "{events:?}");
+        events.extend(bench.step());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    gained(&bench.claim(1, false));
 }
 
 /// Some dead have records that nobody wants and that may not go yet; the others do not have to wait for that.
