@@ -23,8 +23,10 @@ pub trait Store: Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// Claim the key. Answered by [`Event::Gained`], by [`Event::Queued`] and a later `Gained`, or by
-    /// [`Event::Failed`]. For a key that this incarnation already has a record of: make sure that the record remembers
-    /// at least `lock_delay` and, with `new_epoch` or if the record was not known to be ours, raise its epoch.
+    /// [`Event::Failed`]; not at all, if a `Yield` of the key was submitted before it was carried out. For a key that
+    /// this incarnation already has a record of: make sure that the record remembers at least `lock_delay`, and raise
+    /// its epoch, since the store cannot know whether who claims remembers what was granted under the old one. Only a
+    /// claim that was answered with the key already, and comes again, may keep the epoch (without `new_epoch`).
     Claim {
         /// The key to own.
         key: LockKey,
@@ -32,7 +34,7 @@ pub enum Operation {
         claim: ClaimId,
         /// The record remembers the largest of these; it only ever grows while it is ours.
         lock_delay: Duration,
-        /// Raise the epoch of a record that is ours.
+        /// Raise the epoch of a record that is ours, whatever is known of it.
         new_epoch: bool,
     },
     /// Give up the key's record, or the place in its queue; nothing is answered. The store sees to it that this gets
@@ -80,12 +82,14 @@ pub enum Event {
         /// From the claim.
         claim: ClaimId,
     },
-    /// Another host wants a key that is ours. Reported once per ownership.
+    /// Another host wants a key that is ours. Reported once per ownership, and once after each further `Gained` while
+    /// others wait.
     Contended {
         /// Which key.
         key: LockKey,
     },
-    /// The record of a key that was ours is not ours any more, although the lease lives (somebody changed it).
+    /// The record of a key that was ours is not ours any more, although the lease lives (somebody changed it). It comes
+    /// before any answer to a claim that found that out.
     Lost {
         /// Which key.
         key: LockKey,

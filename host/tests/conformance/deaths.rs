@@ -181,7 +181,7 @@ pub async fn a_briefly_frozen_host_keeps_its_lease(harness: &impl Harness) {
     }
     a.thaw();
     a.settle().await;
-    assert_eq!(a.take(&account, DELAY).await.epoch, epoch);
+    assert!(a.take(&account, DELAY).await.epoch > epoch);
     assert_eq!(a.count(|event| *event == Event::LeaseLost), 0);
     assert!(!b.has_gained(&account));
 }

@@ -44,6 +44,7 @@ macro_rules! conformance {
             hosts_get_a_key_in_the_order_of_their_claims,
             a_live_owner_keeps_its_key,
             contention_is_reported_once_per_ownership_and_soon,
+            contention_is_reported_again_after_a_further_claim,
             a_claim_of_an_owned_key_raises_lock_delay_and_epoch,
             a_withdrawn_claim_leaves_nothing,
             a_claim_repeated_in_the_queue_keeps_its_place,

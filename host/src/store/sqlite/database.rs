@@ -22,7 +22,8 @@ const SCHEMA: &str = "
 CREATE TABLE store (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     identity TEXT NOT NULL,
-    epoch INTEGER NOT NULL
+    epoch INTEGER NOT NULL,
+    lock_delay_ms INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE incarnations (
     name TEXT PRIMARY KEY,
@@ -53,25 +54,40 @@ CREATE INDEX queue_by_incarnation ON queue (incarnation);
 /// An open database file, known to be ours.
 pub(super) struct Database {
     pub(super) connection: Connection,
-    path: PathBuf,
-    inode: Inode,
+    files: Files,
+    pub(super) marks: Marks,
+}
+
+/// What tells one file, and one state of it, from another. Nothing in it goes back in one and the same file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Marks {
     /// The random name that the file got when it was created.
     pub(super) identity: String,
-    /// The highest epoch seen in it. It never goes back in one and the same file.
+    /// The highest epoch handed out.
     pub(super) epoch: u64,
+    /// The largest lock delay that any host ever promised.
+    pub(super) lock_delay_ms: i64,
 }
+
+impl Marks {
+    /// With the numbers that are higher in `other`.
+    pub(super) fn raised_to(self, other: &Self) -> Self {
+        Self {
+            identity: self.identity,
+            epoch: self.epoch.max(other.epoch),
+            lock_delay_ms: self.lock_delay_ms.max(other.lock_delay_ms),
+        }
+    }
+}
+
+/// The files under the path: the database, its log, and the shared memory in which its locks are. Whoever opens the
+/// path while one of them is missing makes a new one, and then sees nothing of those who have the old one open.
+struct Files([(PathBuf, Inode); 3]);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Inode {
     device: u64,
     number: u64,
-}
-
-/// The last file that we knew under a path.
-#[derive(Clone, Debug)]
-pub(super) struct LastKnown {
-    pub(super) identity: String,
-    pub(super) epoch: u64,
 }
 
 impl Database {
@@ -87,7 +103,7 @@ impl Database {
 
     /// Opens a file that must be there, after the one before was lost under us. A file that is another one, or older,
     /// is taken only with its epochs lifted over every one we know of.
-    pub(super) fn reopen(path: &Path, epoch_base: u64, last: &LastKnown) -> Result<Self, OpenError> {
+    pub(super) fn reopen(path: &Path, epoch_base: u64, last: &Marks) -> Result<Self, OpenError> {
         let connection = connect(path, OpenFlags::empty())?;
         let mut database = Self::prepare(connection, path, epoch_base, Create::Never)?;
         let health = database.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
@@ -96,10 +112,10 @@ impl Database {
             Ok(reason) => return Err(OpenError::Damaged { path: path.to_owned(), reason }),
             Err(error) => return Err(explain(path, &error)),
         }
-        if database.identity != last.identity || database.epoch < last.epoch {
-            let lifted = last.epoch.saturating_add(EPOCH_LEAP).max(database.epoch);
+        if database.marks.identity != last.identity || database.marks.epoch < last.epoch {
+            let lifted = last.epoch.saturating_add(EPOCH_LEAP).max(database.marks.epoch);
             tracing::error!(
-                store = "sqlite", path = %path.display(), found_epoch = database.epoch, known_epoch = last.epoch,
+                store = "sqlite", path = %path.display(), found_epoch = database.marks.epoch, known_epoch = last.epoch,
                 lifted_to = lifted,
                 "the database was replaced by another or an older one; epochs are lifted, but other hosts may have \
                  handed out higher ones: set epoch_base above every epoch handed out"
@@ -110,13 +126,15 @@ impl Database {
     }
 
     fn prepare(mut connection: Connection, path: &Path, epoch_base: u64, create: Create) -> Result<Self, OpenError> {
-        let inode_before = Inode::of(path);
+        let before = Inode::of(path);
         set_up(&mut connection, path, create)?;
-        let (identity, epoch) = read_store(&connection).map_err(|error| explain(path, &error))?;
-        let (Some(inode), true) = (Inode::of(path), inode_before == Inode::of(path)) else {
+        let marks = read_store(&connection).map_err(|error| explain(path, &error))?;
+        // All three are there once something was read, and stay as long as the connection is open.
+        let files = Files::of(path).filter(|files| before.is_some() && files.main() == before);
+        let Some(files) = files else {
             return Err(OpenError::CannotOpen { path: path.to_owned(), reason: "the file changed meanwhile".into() });
         };
-        let mut database = Self { connection, path: path.to_owned(), inode, identity, epoch };
+        let mut database = Self { connection, files, marks };
         // Also proves that we may write.
         database.lift(epoch_base).map_err(|error| explain(path, &error))?;
         Ok(database)
@@ -126,31 +144,37 @@ impl Database {
         wait_when_busy(OPEN_PATIENCE);
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute("UPDATE store SET epoch = max(epoch, ?1)", [i64::try_from(epoch).unwrap_or(i64::MAX)])?;
-        let (_, epoch) = read_store(&transaction)?;
+        let marks = read_store(&transaction)?;
         transaction.commit()?;
-        self.epoch = epoch;
+        self.marks = marks;
         Ok(())
     }
 
-    /// Whether the path still leads to the file that is open. SQLite itself goes on in a deleted file without a word.
-    pub(super) fn check_file(&self) -> Result<(), Fault> {
-        if Inode::of(&self.path) == Some(self.inode) {
-            Ok(())
-        } else {
-            Err(Fault::Broken("the database file was deleted or replaced".to_owned()))
+    /// Whether the path still leads to the files that are open. SQLite itself goes on in deleted files without a word.
+    pub(super) fn check_files(&self) -> Result<(), Fault> {
+        let Files(files) = &self.files;
+        match files.iter().find(|(path, inode)| Inode::of(path) != Some(*inode)) {
+            None => Ok(()),
+            Some((path, _)) => Err(Fault::Broken(format!("{} was deleted or replaced", path.display()))),
         }
     }
 
-    pub(super) fn last_known(&self) -> LastKnown {
-        LastKnown { identity: self.identity.clone(), epoch: self.epoch }
+    /// The marks of a file that is lost. It may still be open, and others may have written since we last looked.
+    pub(super) fn last_marks(self) -> Marks {
+        wait_when_busy(Duration::ZERO);
+        match read_store(&self.connection) {
+            Ok(last) if last.identity == self.marks.identity => self.marks.raised_to(&last),
+            _ => self.marks,
+        }
     }
 }
 
-/// The identity and the epoch counter of the file.
-pub(super) fn read_store(connection: &Connection) -> rusqlite::Result<(String, u64)> {
-    connection.prepare_cached("SELECT identity, epoch FROM store WHERE one = 1")?.query_row([], |row| {
+/// Reads the marks of the file.
+pub(super) fn read_store(connection: &Connection) -> rusqlite::Result<Marks> {
+    let mut statement = connection.prepare_cached("SELECT identity, epoch, lock_delay_ms FROM store WHERE one = 1")?;
+    statement.query_row([], |row| {
         let epoch: i64 = row.get(1)?;
-        Ok((row.get(0)?, epoch.unsigned_abs()))
+        Ok(Marks { identity: row.get(0)?, epoch: epoch.unsigned_abs(), lock_delay_ms: row.get(2)? })
     })
 }
 
@@ -245,6 +269,25 @@ fn explain(path: &Path, error: &rusqlite::Error) -> OpenError {
 
 pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+impl Files {
+    fn of(path: &Path) -> Option<Self> {
+        // SQLite puts the other two beside the file that a link leads to.
+        let real = path.canonicalize().ok()?;
+        let beside = |suffix: &str| {
+            let mut name = real.clone().into_os_string();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        let [log, memory] = [beside("-wal"), beside("-shm")];
+        let inodes = (Inode::of(path)?, Inode::of(&log)?, Inode::of(&memory)?);
+        Some(Self([(path.to_owned(), inodes.0), (log, inodes.1), (memory, inodes.2)]))
+    }
+
+    fn main(&self) -> Option<Inode> {
+        self.0.first().map(|(_, inode)| *inode)
+    }
 }
 
 impl Inode {

@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use turnstile_core::Instant;
 
 use super::transaction::Fault;
@@ -48,12 +48,20 @@ impl Lease {
     }
 
     /// Fails with [`Fault::LeaseGone`] unless our row is there and not marked dead. The counter must be one that we
-    /// wrote: a row of our name made up by another counts as gone.
+    /// wrote: a row of our name made up by another counts as gone. An older one of ours, which nobody but us wrote, shows
+    /// that the file was restored: [`Fault::Broken`].
     pub(super) fn check(&self, connection: &Connection) -> Result<(), Fault> {
-        let alive = connection
-            .prepare_cached("SELECT 1 FROM incarnations WHERE name = ?1 AND dead = 0 AND beat BETWEEN ?2 AND ?3")?
-            .exists(params![self.name, self.landed, self.tried])?;
-        if alive { Ok(()) } else { Err(Fault::LeaseGone) }
+        let row: Option<(i64, i64)> = connection
+            .prepare_cached("SELECT beat, dead FROM incarnations WHERE name = ?1")?
+            .query_row([&self.name], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        match row {
+            Some((beat, 0)) if (self.landed..=self.tried).contains(&beat) => Ok(()),
+            Some((beat, 0)) if (0..self.landed).contains(&beat) => {
+                Err(Fault::Broken(format!("our beat went back from {} to {beat}", self.landed)))
+            }
+            _ => Err(Fault::LeaseGone),
+        }
     }
 
     /// The next beat's number. To be called before the transaction, since a failed one may have landed.
@@ -151,10 +159,14 @@ impl Observer {
     pub(super) fn own_beat_landed(&mut self, now: Instant) {
         let interval = Lease::beat_interval(self.ttl);
         if self.last_beat.is_none_or(|last| now.saturating_since(last) > interval * 2) {
-            let longest = self.alive.values().map(|sight| sight.ttl).chain([self.ttl]).max().unwrap_or(self.ttl);
-            self.judge_from = now + Lease::beat_interval(longest) * 2;
+            self.judge_from = now + Lease::beat_interval(self.longest_ttl()) * 2;
         }
         self.last_beat = Some(now);
+    }
+
+    /// The longest TTL of those that may be alive, and ours.
+    pub(super) fn longest_ttl(&self) -> Duration {
+        self.alive.values().map(|sight| sight.ttl).chain([self.ttl]).max().unwrap_or(self.ttl)
     }
 
     /// Takes in rows that were read before `now`; true if one is seen dead for the first time.

@@ -14,9 +14,11 @@
 //!
 //! Sources: <https://www.sqlite.org/wal.html>, <https://www.sqlite.org/howtocorrupt.html>.
 
+mod batch;
 mod database;
 mod liveness;
 mod notice;
+mod pending;
 mod records;
 mod table;
 mod transaction;

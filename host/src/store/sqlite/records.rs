@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 use turnstile_core::LockKey;
 
-use super::transaction::{Epochs, Fault};
+use super::transaction::{Counters, Fault};
 
 /// What we know about the record before we look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub(super) struct Wanted<'a> {
     pub(super) lock_delay_ms: i64,
     pub(super) new_epoch: bool,
     pub(super) known: Known,
+    /// We know that the record is ours and its quarantine over.
+    pub(super) waited_out: bool,
 }
 
 /// What became of a claim.
@@ -70,21 +72,22 @@ enum Owner {
 pub(super) fn claim(
     connection: &Connection,
     me: &str,
-    epochs: &mut Epochs,
+    counters: &mut Counters,
     wanted: &Wanted<'_>,
 ) -> Result<Claimed, Fault> {
     let key = wanted.key.as_str();
+    counters.promise(wanted.lock_delay_ms);
     match read_record(connection, key)? {
-        Some(record) if record.incarnation == me => keep(connection, me, epochs, wanted, &record),
+        Some(record) if record.incarnation == me => keep(connection, me, counters, wanted, &record),
         None => match first_before(connection, key, me)? {
             Some(rival) => {
                 // Nobody leaves a free record behind a queue, except somebody who edits the file.
-                insert(connection, key, &rival.incarnation, epochs.next()?, rival.lock_delay_ms)?;
+                insert(connection, key, &rival.incarnation, counters.next_epoch()?, rival.lock_delay_ms)?;
                 leave_queue(connection, key, &rival.incarnation)?;
                 enqueue(connection, me, wanted)
             }
             None => {
-                let epoch = epochs.next()?;
+                let epoch = counters.next_epoch()?;
                 insert(connection, key, me, epoch, wanted.lock_delay_ms)?;
                 leave_queue(connection, key, me)?;
                 owned(connection, me, key, epoch, wanted.lock_delay_ms, Quarantine::None)
@@ -97,7 +100,7 @@ pub(super) fn claim(
                 enqueue(connection, me, wanted)
             }
             Owner::Dead if first_before(connection, key, me)?.is_some() => enqueue(connection, me, wanted),
-            Owner::Dead => take_over(connection, me, epochs, wanted, record),
+            Owner::Dead => take_over(connection, me, counters, wanted, record),
         },
     }
 }
@@ -106,7 +109,7 @@ pub(super) fn claim(
 fn keep(
     connection: &Connection,
     me: &str,
-    epochs: &mut Epochs,
+    counters: &mut Counters,
     wanted: &Wanted<'_>,
     record: &Record,
 ) -> Result<Claimed, Fault> {
@@ -117,12 +120,17 @@ fn keep(
         Known::Queued => (wanted.new_epoch, Quarantine::FromNow { delay_ms: record.inherited_ms }),
         Known::Nothing | Known::Owned(_) => (true, Quarantine::FromNow { delay_ms: record.inherited_ms }),
     };
-    let epoch = if fresh { epochs.next()? } else { record.epoch };
+    let epoch = if fresh { counters.next_epoch()? } else { record.epoch };
     let lock_delay_ms = record.lock_delay_ms.max(wanted.lock_delay_ms);
-    if epoch != record.epoch || lock_delay_ms != record.lock_delay_ms {
+    // Or else it would be waited out once more, should this write land unnoticed.
+    let inherited_ms = match quarantine {
+        Quarantine::Unchanged if wanted.waited_out => 0,
+        _ => record.inherited_ms,
+    };
+    if (epoch, lock_delay_ms, inherited_ms) != (record.epoch, record.lock_delay_ms, record.inherited_ms) {
         connection
-            .prepare_cached("UPDATE ownerships SET epoch = ?2, lock_delay_ms = ?3 WHERE key = ?1")?
-            .execute(params![key, epoch, lock_delay_ms])?;
+            .prepare_cached("UPDATE ownerships SET epoch = ?2, lock_delay_ms = ?3, inherited_ms = ?4 WHERE key = ?1")?
+            .execute(params![key, epoch, lock_delay_ms, inherited_ms])?;
     }
     leave_queue(connection, key, me)?;
     owned(connection, me, key, epoch, lock_delay_ms, quarantine)
@@ -132,12 +140,12 @@ fn keep(
 fn take_over(
     connection: &Connection,
     me: &str,
-    epochs: &mut Epochs,
+    counters: &mut Counters,
     wanted: &Wanted<'_>,
     record: Record,
 ) -> Result<Claimed, Fault> {
     let key = wanted.key.as_str();
-    let epoch = epochs.next()?;
+    let epoch = counters.next_epoch()?;
     let lock_delay_ms = record.lock_delay_ms.max(wanted.lock_delay_ms);
     connection
         .prepare_cached(
@@ -155,7 +163,7 @@ fn take_over(
 pub(super) fn give_up(
     connection: &Connection,
     me: &str,
-    epochs: &mut Epochs,
+    counters: &mut Counters,
     key: &str,
     known: Known,
 ) -> Result<(), Fault> {
@@ -174,7 +182,7 @@ pub(super) fn give_up(
                     "UPDATE ownerships SET incarnation = ?2, epoch = ?3, lock_delay_ms = ?4, inherited_ms = 0,
                         since_unix_s = unixepoch() WHERE key = ?1",
                 )?
-                .execute(params![key, next.incarnation, epochs.next()?, next.lock_delay_ms])?;
+                .execute(params![key, next.incarnation, counters.next_epoch()?, next.lock_delay_ms])?;
             leave_queue(connection, key, &next.incarnation)
         }
         None => {

@@ -19,6 +19,8 @@ pub(super) struct Owned {
     pub(super) epoch: u64,
     pub(super) lock_delay: Duration,
     pub(super) quarantined_until: Instant,
+    /// The claim that was answered with it last.
+    pub(super) claim: Option<ClaimId>,
     pub(super) told: Told,
 }
 
@@ -122,14 +124,5 @@ impl Table {
 
     pub(super) fn owns_anything(&self) -> bool {
         !self.by_epoch.is_empty()
-    }
-
-    /// The largest lock delay of a record of ours.
-    pub(super) fn lock_delay_max(&self) -> Duration {
-        let delays = self.keys.values().map(|entry| match entry {
-            Entry::Owned(owned) => owned.lock_delay,
-            Entry::Queued(_) => Duration::ZERO,
-        });
-        delays.max().unwrap_or_default()
     }
 }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
 use turnstile_core::Token;
 
-use super::database::{Database, is_busy, read_store, wait_when_busy};
+use super::database::{Database, Marks, is_busy, read_store, wait_when_busy};
 use super::liveness::Lease;
 
 /// Why a transaction did not succeed.
@@ -13,6 +13,8 @@ use super::liveness::Lease;
 pub(super) enum Fault {
     /// Nothing was written.
     Unavailable(String),
+    /// Nothing was written: another process had the file locked.
+    Busy(String),
     /// The commit failed, and may have landed.
     Ambiguous(String),
     /// Our incarnation is marked dead, or its row is gone.
@@ -23,25 +25,32 @@ pub(super) enum Fault {
     EpochsUsedUp,
 }
 
-/// Hands out epochs within one transaction.
-pub(super) struct Epochs {
-    last: u64,
+/// What only grows in a file, within one transaction.
+pub(super) struct Counters {
+    epoch: u64,
+    lock_delay_ms: i64,
 }
 
-impl Epochs {
-    /// The next one; larger than every one before, in this file, for ever.
-    pub(super) fn next(&mut self) -> Result<i64, Fault> {
-        if self.last >= Token::EPOCH_MAX.0 {
+impl Counters {
+    /// The next epoch; larger than every one before, in this file, for ever.
+    pub(super) fn next_epoch(&mut self) -> Result<i64, Fault> {
+        if self.epoch >= Token::EPOCH_MAX.0 {
             return Err(Fault::EpochsUsedUp);
         }
-        self.last += 1;
-        i64::try_from(self.last).map_err(|_| Fault::EpochsUsedUp)
+        self.epoch += 1;
+        i64::try_from(self.epoch).map_err(|_| Fault::EpochsUsedUp)
+    }
+
+    /// A lock delay of this length may have to be waited out by hosts that know nothing but the file.
+    pub(super) fn promise(&mut self, lock_delay_ms: i64) {
+        self.lock_delay_ms = self.lock_delay_ms.max(lock_delay_ms);
     }
 }
 
 impl From<rusqlite::Error> for Fault {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
+            Some(_) if is_busy(&error) => Self::Busy(error.to_string()),
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Broken(error.to_string()),
             Some(_) => Self::Unavailable(error.to_string()),
             // Not from SQLite but from reading its answer: a row that we did not write like that.
@@ -56,25 +65,26 @@ impl Database {
         &mut self,
         patience: Duration,
         lease: Option<&Lease>,
-        work: impl FnOnce(&Connection, &mut Epochs) -> Result<T, Fault>,
+        work: impl FnOnce(&Connection, &mut Counters) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        self.check_file()?;
+        self.check_files()?;
         wait_when_busy(patience);
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let epoch_before = check_store(&transaction, &self.identity, self.epoch)?;
+        let mut marks = check_store(&transaction, &self.marks)?;
         if let Some(lease) = lease {
             lease.check(&transaction)?;
         }
-        let mut epochs = Epochs { last: epoch_before };
-        let done = work(&transaction, &mut epochs)?;
-        let epoch = epochs.last;
-        if epoch != epoch_before {
+        let mut counters = Counters { epoch: marks.epoch, lock_delay_ms: marks.lock_delay_ms };
+        let done = work(&transaction, &mut counters)?;
+        let Counters { epoch, lock_delay_ms } = counters;
+        if (epoch, lock_delay_ms) != (marks.epoch, marks.lock_delay_ms) {
             transaction
-                .prepare_cached("UPDATE store SET epoch = ?1")?
-                .execute([i64::try_from(epoch).map_err(|_| Fault::EpochsUsedUp)?])?;
+                .prepare_cached("UPDATE store SET epoch = ?1, lock_delay_ms = ?2")?
+                .execute(params![i64::try_from(epoch).map_err(|_| Fault::EpochsUsedUp)?, lock_delay_ms])?;
+            (marks.epoch, marks.lock_delay_ms) = (epoch, lock_delay_ms);
         }
         commit(transaction)?;
-        self.epoch = epoch;
+        self.marks = marks;
         Ok(done)
     }
 
@@ -82,10 +92,10 @@ impl Database {
     pub(super) fn read<T>(&mut self, look: impl FnOnce(&Connection, u64) -> Result<T, Fault>) -> Result<T, Fault> {
         wait_when_busy(Duration::from_millis(50));
         let transaction = self.connection.transaction()?;
-        let epoch = check_store(&transaction, &self.identity, self.epoch)?;
-        let seen = look(&transaction, epoch)?;
+        let marks = check_store(&transaction, &self.marks)?;
+        let seen = look(&transaction, marks.epoch)?;
         drop(transaction);
-        self.epoch = epoch;
+        self.marks = marks;
         Ok(seen)
     }
 
@@ -96,32 +106,32 @@ impl Database {
     }
 }
 
-/// The epoch counter, if the file is still the one that we know. A restore puts back an older counter.
-fn check_store(connection: &Connection, identity: &str, epoch_known: u64) -> Result<u64, Fault> {
-    let (found, epoch) = match read_store(connection) {
+/// The marks, if the file is still the one that we know. A restore puts back older ones.
+fn check_store(connection: &Connection, known: &Marks) -> Result<Marks, Fault> {
+    let found = match read_store(connection) {
         Err(rusqlite::Error::QueryReturnedNoRows) => return Err(Fault::Broken("its counter row is gone".to_owned())),
         other => other?,
     };
-    if found != identity {
-        return Err(Fault::Broken(format!("its identity was {identity} and is {found}")));
+    if found.identity != known.identity {
+        return Err(Fault::Broken(format!("its identity was {} and is {}", known.identity, found.identity)));
     }
-    if epoch < epoch_known {
-        return Err(Fault::Broken(format!("its epoch went back from {epoch_known} to {epoch}")));
+    if found.epoch < known.epoch {
+        return Err(Fault::Broken(format!("its epoch went back from {} to {}", known.epoch, found.epoch)));
     }
-    Ok(epoch)
+    if found.lock_delay_ms < known.lock_delay_ms {
+        return Err(Fault::Broken("its largest lock delay went back".to_owned()));
+    }
+    Ok(found)
 }
 
 fn commit(transaction: Transaction<'_>) -> Result<(), Fault> {
     let committed = transaction.commit();
     #[cfg(test)]
     let committed = faults::apply(committed);
-    committed.map_err(|error| {
-        let busy = is_busy(&error);
-        match Fault::from(error) {
-            // Any other failure may have left the commit in the log, where a recovery would find it.
-            Fault::Unavailable(reason) if !busy => Fault::Ambiguous(reason),
-            other => other,
-        }
+    committed.map_err(|error| match Fault::from(error) {
+        // May have left the commit in the log, where a recovery would find it.
+        Fault::Unavailable(reason) => Fault::Ambiguous(reason),
+        other => other,
     })
 }
 
@@ -129,7 +139,9 @@ impl Fault {
     /// The reason, for logs and for the driver.
     pub(super) fn reason(&self) -> String {
         match self {
-            Self::Unavailable(reason) | Self::Ambiguous(reason) | Self::Broken(reason) => reason.clone(),
+            Self::Unavailable(reason) | Self::Busy(reason) | Self::Ambiguous(reason) | Self::Broken(reason) => {
+                reason.clone()
+            }
             Self::LeaseGone => "the lease was lost".to_owned(),
             Self::EpochsUsedUp => "all epochs of this store are used up".to_owned(),
         }

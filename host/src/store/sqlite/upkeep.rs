@@ -34,6 +34,8 @@ pub(super) struct Upkeep {
     recheck: VecDeque<LockKey>,
     /// Records of the dead up to this epoch were looked at.
     cleaned: HashMap<String, u64>,
+    /// The dead up to this name had their turn.
+    cleaned_name: Option<String>,
     /// While leaving: records of ours up to this epoch were given up.
     left_behind: u64,
 }
@@ -93,11 +95,11 @@ impl Worker {
             inherited_ms => clock::now() + Duration::from_millis(inherited_ms.unsigned_abs()),
         };
         let lock_delay = Duration::from_millis(lock_delay_ms.unsigned_abs());
-        let owned = |told| Owned { epoch, lock_delay, quarantined_until, told };
+        let owned = |told| Owned { epoch, lock_delay, quarantined_until, claim: None, told };
         match self.table.get(&key).cloned() {
             Some(Entry::Queued(queued)) => {
                 let rivals = if wanted { Rivals::Waiting } else { Rivals::None };
-                self.gained(key, queued.claim, owned(Told::Gained), rivals);
+                self.gained(key, queued.claim, rivals, owned(Told::Gained));
             }
             None => {
                 tracing::warn!(store = "sqlite", key = key.as_str(), epoch, "found a record of ours that nobody wants");
@@ -226,8 +228,7 @@ impl Worker {
     /// has passed, and at last the row. A frozen host that wakes after that finds no row, which is as good as a mark.
     fn clean_up(&mut self) -> Result<(), Fault> {
         let (patience, now) = (self.patience(), clock::now());
-        let dead: Vec<_> = self.observer.dead().take(DEAD_MAX).map(|(name, since)| (name.clone(), since)).collect();
-        for (name, since) in dead {
+        for (name, since) in self.next_dead() {
             let Self { phase: Phase::Member { database, lease }, upkeep, .. } = self else { return Ok(()) };
             let after = upkeep.cleaned.get(&name).copied().unwrap_or(0);
             let elapsed_ms = i64::try_from(now.saturating_since(since).as_millis()).unwrap_or(i64::MAX);
@@ -255,6 +256,18 @@ impl Worker {
         Ok(())
     }
 
+    /// Those of the dead whose turn it is, in the order of their names.
+    fn next_dead(&mut self) -> Vec<(String, Instant)> {
+        let mut dead: Vec<_> = self.observer.dead().map(|(name, since)| (name.clone(), since)).collect();
+        dead.sort_unstable();
+        let after = self.upkeep.cleaned_name.take();
+        let first = dead.partition_point(|(name, _)| after.as_ref().is_some_and(|after| name <= after));
+        dead.rotate_left(first);
+        dead.truncate(DEAD_MAX);
+        self.upkeep.cleaned_name = dead.last().map(|(name, _)| name.clone());
+        dead
+    }
+
     /// Whether a yield has to wait: the record is in a dead predecessor's quarantine, which must not be forgotten with
     /// it. If so, the table remembers to give it up afterwards.
     pub(super) fn keep_for_quarantine(&mut self, key: &LockKey, now: Instant) -> bool {
@@ -280,11 +293,11 @@ impl Worker {
         let (patience, now) = (self.patience(), clock::now());
         let Self { phase: Phase::Member { database, lease }, table, upkeep, .. } = self else { return };
         let (me, after) = (lease.name.as_str(), upkeep.left_behind);
-        let done = database.write(patience, Some(lease), |connection, epochs| {
+        let done = database.write(patience, Some(lease), |connection, counters| {
             let (records, last) = notice::our_records(connection, me, after, PIECE_ROWS)?;
             for record in records.iter().filter(|record| !in_quarantine(table, record, now)) {
                 let known = Known::Owned(i64::try_from(record.epoch).unwrap_or(i64::MAX));
-                records::give_up(connection, me, epochs, record.key.as_str(), known)?;
+                records::give_up(connection, me, counters, record.key.as_str(), known)?;
             }
             if let Some(epoch) = last {
                 return Ok(Some(epoch));
@@ -305,7 +318,7 @@ impl Worker {
             Ok(None) => {
                 tracing::info!(store = "sqlite", incarnation = me, "ended the lease");
                 self.committed();
-                self.pending.pop_front();
+                self.pending.ended();
                 self.phase = Phase::Left;
                 self.table = Table::default();
                 self.report(Event::LeaseEnded);

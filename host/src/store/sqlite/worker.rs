@@ -1,32 +1,29 @@
 //! The store's thread: takes submitted operations, groups them into transactions, beats, and reports.
 
-use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
-use turnstile_core::{ClaimId, Instant, LockKey};
+use turnstile_core::Instant;
 
-use super::database::{Database, LastKnown, random_name};
-use super::liveness::{Lease, Observer, millis_up};
+use super::database::{Database, Marks, random_name};
+use super::liveness::{Lease, Observer};
 use super::notice::Cursor;
-use super::records::{self, Claimed, Known, Quarantine, Rivals, Wanted};
-use super::table::{Entry, Owned, Queued, Table, Told};
+use super::pending::Pending;
+use super::table::Table;
 use super::transaction::Fault;
 use super::{Config, Shared};
 use crate::clock;
 use crate::store::{Event, Operation, StoreError};
 
-/// Operations in one transaction: bounds how long a beat, or another host, has to wait for its end.
-const BATCH_MAX: usize = 256;
-/// Between two transactions while other hosts share the file: longer than they sleep between two tries for its lock,
-/// which SQLite does not hand out in any order.
-const COURTESY: Duration = Duration::from_micros(1_500);
 /// How often to look for news while a claim of ours is queued.
 const POLL_QUEUED: Duration = Duration::from_millis(3);
 /// How often to look whether another host wants a key of ours.
 const POLL_OWNING: Duration = Duration::from_millis(20);
+
+/// A connection with which nothing was committed for so many TTLs is given up.
+const STUCK_TTLS: u32 = 2;
 
 pub(super) struct Worker {
     pub(super) config: Config,
@@ -34,8 +31,8 @@ pub(super) struct Worker {
     events: UnboundedSender<Event>,
     shared: Arc<Shared>,
     pub(super) phase: Phase,
-    last_known: LastKnown,
-    pub(super) pending: VecDeque<Operation>,
+    last_known: Marks,
+    pub(super) pending: Pending,
     pub(super) table: Table,
     pub(super) observer: Observer,
     pub(super) cursor: Cursor,
@@ -45,6 +42,8 @@ pub(super) struct Worker {
     pub(super) next_poll: Instant,
     pub(super) next_batch: Instant,
     health: Health,
+    /// Since when nothing is committed, for no reason that lies outside of our connection.
+    stuck_since: Option<Instant>,
 }
 
 /// Where an incarnation is in its life.
@@ -63,12 +62,6 @@ enum Health {
     Failing,
 }
 
-/// What became of one operation of a batch.
-enum Outcome {
-    Claimed { key: LockKey, claim: ClaimId, claimed: Claimed },
-    GivenUp { key: LockKey },
-}
-
 impl Worker {
     pub(super) fn new(
         config: Config,
@@ -79,14 +72,14 @@ impl Worker {
     ) -> Self {
         let now = clock::now();
         Self {
-            last_known: database.last_known(),
+            last_known: database.marks.clone(),
             phase: Phase::Joining { from: now, database: Some(database) },
             observer: Observer::new(config.lease_ttl),
             config,
             inbox,
             events,
             shared,
-            pending: VecDeque::new(),
+            pending: Pending::default(),
             table: Table::default(),
             cursor: Cursor::default(),
             upkeep: Default::default(),
@@ -95,19 +88,22 @@ impl Worker {
             next_poll: now,
             next_batch: now,
             health: Health::Working,
+            stuck_since: None,
         }
     }
 
     /// Works until the handle is dropped.
     pub(super) fn run(mut self) {
         loop {
-            self.pending.extend(self.inbox.try_iter());
+            for operation in self.inbox.try_iter() {
+                self.pending.push(operation);
+            }
             if self.shared.stop.load(Ordering::Relaxed) {
                 return;
             }
             self.step();
             match self.inbox.recv_timeout(self.idle_time()) {
-                Ok(operation) => self.pending.push_back(operation),
+                Ok(operation) => self.pending.push(operation),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
@@ -179,7 +175,7 @@ impl Worker {
         let ttl = self.config.lease_ttl;
         let joined = reopened.and_then(|mut database| {
             let name = random_name().map_err(|error| Fault::Unavailable(error.to_string()))?;
-            let epoch = database.epoch;
+            let epoch = database.marks.epoch;
             let done = database.write(self.patience(), None, |connection, _| {
                 Ok((Lease::register(connection, name, ttl)?, Cursor::at_end(connection, epoch)?))
             });
@@ -196,7 +192,7 @@ impl Worker {
             Ok((database, mut lease, cursor)) => {
                 tracing::info!(store = "sqlite", incarnation = lease.name, "joined as a new incarnation");
                 let until = lease.landed(1, now);
-                self.last_known = database.last_known();
+                self.last_known = database.marks.clone();
                 self.phase = Phase::Member { database, lease };
                 self.cursor = cursor;
                 self.observer.own_beat_landed(clock::now());
@@ -207,7 +203,7 @@ impl Worker {
             }
             Err(fault @ Fault::Broken(_)) => self.handle(&fault),
             Err(fault) => {
-                self.failing(&fault);
+                self.handle(&fault);
                 if let Phase::Joining { from, .. } = &mut self.phase {
                     *from = now + Lease::beat_interval(ttl) / 2;
                 }
@@ -242,7 +238,14 @@ impl Worker {
     pub(super) fn handle(&mut self, fault: &Fault) {
         let now = clock::now();
         match fault {
-            Fault::Unavailable(_) | Fault::Ambiguous(_) | Fault::EpochsUsedUp => self.failing(fault),
+            Fault::Unavailable(_) | Fault::Ambiguous(_) => {
+                self.failing(fault);
+                self.reconnect_if_stuck(now);
+            }
+            Fault::Busy(_) | Fault::EpochsUsedUp => {
+                self.failing(fault);
+                self.stuck_since = None;
+            }
             Fault::LeaseGone => {
                 if let Phase::Member { database, lease } = std::mem::replace(&mut self.phase, Phase::Left) {
                     tracing::error!(
@@ -250,30 +253,54 @@ impl Worker {
                         incarnation = lease.name,
                         "the lease is lost: another host saw no beat for its TTL, or the row was removed"
                     );
-                    self.last_known = database.last_known();
+                    self.last_known = database.marks.clone();
                     self.phase = Phase::Joining { from: now, database: Some(database) };
                     self.forget();
                 }
             }
-            Fault::Broken(reason) => {
-                // All that was granted from the old file, and what it remembered of lock delays, must have passed.
-                let wait = self.config.lease_ttl + self.table.lock_delay_max();
-                let joining = Phase::Joining { from: now + wait, database: None };
-                let before = std::mem::replace(&mut self.phase, joining);
-                if let Phase::Member { database, .. } = &before {
-                    self.last_known = database.last_known();
-                }
-                tracing::error!(
-                    store = "sqlite", path = %self.config.path.display(), reason, wait_ms = wait.as_millis(),
-                    known_epoch = self.last_known.epoch,
-                    "the database is damaged or was replaced: nothing is granted until the wait is over and the file \
-                     can be opened; if it was restored or made anew, stop every host, set epoch_base above every \
-                     epoch handed out, and start them again"
-                );
-                if matches!(before, Phase::Member { .. }) {
-                    self.forget();
-                }
-            }
+            Fault::Broken(reason) => self.broken(reason),
+        }
+    }
+
+    /// A connection that fails for so long may not work ever again (a transaction that can be neither ended nor rolled
+    /// back, a file handle gone bad). The lease has run out meanwhile.
+    fn reconnect_if_stuck(&mut self, now: Instant) {
+        let since = *self.stuck_since.get_or_insert(now);
+        if now < since + self.config.lease_ttl * STUCK_TTLS {
+            return;
+        }
+        self.stuck_since = None;
+        let before = std::mem::replace(&mut self.phase, Phase::Joining { from: now, database: None });
+        let was_member = matches!(before, Phase::Member { .. });
+        if let Phase::Member { database, .. } | Phase::Joining { database: Some(database), .. } = before {
+            tracing::error!(store = "sqlite", "nothing could be written for long: opening the database anew");
+            self.last_known = database.marks.raised_to(&self.last_known);
+        }
+        if was_member {
+            self.forget();
+        }
+    }
+
+    /// All that anybody granted from the old file, and what it remembered of lock delays, must have passed before we
+    /// grant anything from whatever is there now.
+    fn broken(&mut self, reason: &str) {
+        let before = std::mem::replace(&mut self.phase, Phase::Left);
+        let was_member = matches!(before, Phase::Member { .. });
+        if let Phase::Member { database, .. } | Phase::Joining { database: Some(database), .. } = before {
+            self.last_known = database.last_marks().raised_to(&self.last_known);
+        }
+        let lock_delay = Duration::from_millis(self.last_known.lock_delay_ms.unsigned_abs());
+        let wait = self.observer.longest_ttl() + lock_delay;
+        self.phase = Phase::Joining { from: clock::now() + wait, database: None };
+        tracing::error!(
+            store = "sqlite", path = %self.config.path.display(), reason, wait_ms = wait.as_millis(),
+            known_epoch = self.last_known.epoch,
+            "the database is damaged or was replaced: nothing is granted until the wait is over and the file can be \
+             opened; if it was restored or made anew, stop every host, set epoch_base above every epoch handed out, \
+             and start them again"
+        );
+        if was_member {
+            self.forget();
         }
     }
 
@@ -286,183 +313,7 @@ impl Worker {
         self.answer_all("the lease was lost", StoreError::Unavailable);
     }
 
-    // Operations.
-
-    /// Answers what waits without carrying it out: a yield has no object any more, nor has the end of a lease.
-    fn answer_all(&mut self, reason: &str, error: fn(String) -> StoreError) {
-        for operation in std::mem::take(&mut self.pending) {
-            match operation {
-                Operation::Claim { key, claim, .. } => {
-                    self.report(Event::Failed { key, claim, error: error(reason.to_owned()) });
-                }
-                Operation::Yield { .. } => {}
-                Operation::EndLease => {
-                    self.phase = Phase::Left;
-                    self.report(Event::LeaseEnded);
-                }
-            }
-        }
-    }
-
-    /// Carries out the operations that wait, as many as fit into one transaction, one per key.
-    fn run_batch(&mut self) {
-        if self.pending.front() == Some(&Operation::EndLease) {
-            self.end_lease();
-            return;
-        }
-        let batch = self.take_batch();
-        if batch.is_empty() {
-            return;
-        }
-        let patience = self.patience();
-        let Self { phase: Phase::Member { database, lease }, table, .. } = self else { return };
-        let done = database.write(patience, Some(lease), |connection, epochs| {
-            batch
-                .iter()
-                .filter_map(|operation| match operation {
-                    Operation::Claim { key, claim, lock_delay, new_epoch } => {
-                        let (known, fresh) = known(table, key);
-                        let lock_delay_ms = millis_up(*lock_delay);
-                        let wanted = Wanted { key, lock_delay_ms, new_epoch: *new_epoch || fresh, known };
-                        let claimed = records::claim(connection, &lease.name, epochs, &wanted);
-                        Some(claimed.map(|claimed| Outcome::Claimed { key: key.clone(), claim: *claim, claimed }))
-                    }
-                    Operation::Yield { key } => {
-                        let given_up =
-                            records::give_up(connection, &lease.name, epochs, key.as_str(), known(table, key).0);
-                        Some(given_up.map(|()| Outcome::GivenUp { key: key.clone() }))
-                    }
-                    Operation::EndLease => None,
-                })
-                .collect::<Result<Vec<_>, _>>()
-        });
-        match done {
-            Ok(outcomes) => {
-                self.committed();
-                for (outcome, operation) in outcomes.into_iter().zip(batch) {
-                    self.conclude(outcome, &operation);
-                }
-            }
-            Err(fault) => self.batch_failed(batch, &fault),
-        }
-        if self.observer.has_company() {
-            self.next_batch = self.next_batch.max(clock::now() + COURTESY);
-        }
-    }
-
-    fn take_batch(&mut self) -> Vec<Operation> {
-        let (mut batch, mut keys) = (Vec::new(), HashSet::new());
-        let now = clock::now();
-        while batch.len() < BATCH_MAX {
-            let key = match self.pending.front() {
-                Some(Operation::Claim { key, .. } | Operation::Yield { key }) => key.clone(),
-                Some(Operation::EndLease) | None => break,
-            };
-            // What becomes of the first of a key decides the second, which goes into the next transaction.
-            if !keys.insert(key.clone()) {
-                break;
-            }
-            let Some(operation) = self.pending.pop_front() else { break };
-            let kept = matches!(operation, Operation::Yield { .. }) && self.keep_for_quarantine(&key, now);
-            if !kept {
-                batch.push(operation);
-            }
-        }
-        batch
-    }
-
-    fn conclude(&mut self, outcome: Outcome, operation: &Operation) {
-        match outcome {
-            Outcome::GivenUp { key } => drop(self.table.remove(&key)),
-            Outcome::Claimed { key, claim, claimed: Claimed::Queued } => {
-                let Operation::Claim { lock_delay, .. } = operation else { return };
-                let again = self.is_queued_as(&key, claim);
-                self.table.set(key.clone(), Entry::Queued(Queued { claim, lock_delay: *lock_delay }));
-                if !again {
-                    self.report(Event::Queued { key, claim });
-                }
-            }
-            Outcome::Claimed { key, claim, claimed: Claimed::Owned { epoch, lock_delay_ms, quarantine, rivals } } => {
-                let quarantined_until = self.quarantined_until(&key, &quarantine);
-                let lock_delay = Duration::from_millis(lock_delay_ms.unsigned_abs());
-                self.gained(key, claim, Owned { epoch, lock_delay, quarantined_until, told: Told::Gained }, rivals);
-            }
-        }
-    }
-
-    fn quarantined_until(&mut self, key: &LockKey, quarantine: &Quarantine) -> Instant {
-        let now = clock::now();
-        let delay = |delay_ms: i64| Duration::from_millis(delay_ms.unsigned_abs());
-        match quarantine {
-            Quarantine::None => Instant::default(),
-            Quarantine::Unchanged => match self.table.get(key) {
-                Some(Entry::Owned(owned)) => owned.quarantined_until,
-                Some(Entry::Queued(_)) | None => Instant::default(),
-            },
-            Quarantine::OfDead { name, delay_ms } => self.observer.dead_since(name, now) + delay(*delay_ms),
-            Quarantine::FromNow { delay_ms } if *delay_ms == 0 => Instant::default(),
-            Quarantine::FromNow { delay_ms } => now + delay(*delay_ms),
-        }
-    }
-
-    /// Takes down that the key is ours, and tells the driver.
-    pub(super) fn gained(&mut self, key: LockKey, claim: ClaimId, owned: Owned, rivals: Rivals) {
-        tracing::debug!(store = "sqlite", key = key.as_str(), epoch = owned.epoch, "owned");
-        let told_before = match self.table.get(&key) {
-            Some(Entry::Owned(known)) => known.told,
-            Some(Entry::Queued(_)) | None => Told::Gained,
-        };
-        let contended = rivals == Rivals::Waiting && told_before != Told::Contended;
-        let told = if contended || told_before == Told::Contended { Told::Contended } else { owned.told };
-        self.report(Event::Gained {
-            key: key.clone(),
-            claim,
-            epoch: turnstile_core::Epoch(owned.epoch),
-            lock_delay: owned.lock_delay,
-            quarantined_until: owned.quarantined_until,
-        });
-        if contended {
-            self.report(Event::Contended { key: key.clone() });
-        }
-        self.table.set(key, Entry::Owned(Owned { told, ..owned }));
-    }
-
-    fn batch_failed(&mut self, batch: Vec<Operation>, fault: &Fault) {
-        let mut yields = Vec::new();
-        for operation in batch {
-            match operation {
-                // Only a look whether its turn has come; another will follow.
-                Operation::Claim { ref key, claim, .. } if self.is_queued_as(key, claim) => {}
-                Operation::Claim { key, claim, .. } => {
-                    let error = match fault {
-                        Fault::Ambiguous(reason) => StoreError::Ambiguous(reason.clone()),
-                        Fault::EpochsUsedUp => StoreError::Rejected(fault.reason()),
-                        _ => StoreError::Unavailable(fault.reason()),
-                    };
-                    self.report(Event::Failed { key, claim, error });
-                }
-                // Gets through at last; in order, since it goes back to the front.
-                Operation::Yield { ref key } => {
-                    if matches!(fault, Fault::Ambiguous(_)) {
-                        self.table.remove(key);
-                    }
-                    yields.push(operation);
-                }
-                Operation::EndLease => yields.push(operation),
-            }
-        }
-        for operation in yields.into_iter().rev() {
-            self.pending.push_front(operation);
-        }
-        self.next_batch = clock::now() + self.config.lease_ttl / 100;
-        self.handle(fault);
-    }
-
     // Small things.
-
-    fn is_queued_as(&self, key: &LockKey, claim: ClaimId) -> bool {
-        matches!(self.table.get(key), Some(Entry::Queued(queued)) if queued.claim == claim)
-    }
 
     /// How long a transaction waits for a lock of another process.
     pub(super) fn patience(&self) -> Duration {
@@ -476,6 +327,7 @@ impl Worker {
 
     pub(super) fn committed(&mut self) {
         self.shared.commits.fetch_add(1, Ordering::Relaxed);
+        self.stuck_since = None;
         if self.health == Health::Failing {
             tracing::info!(store = "sqlite", "the store works again");
             self.health = Health::Working;
@@ -486,18 +338,6 @@ impl Worker {
         if self.health == Health::Working {
             tracing::warn!(store = "sqlite", reason = fault.reason(), "the store does not work; trying again");
             self.health = Health::Failing;
-        }
-    }
-}
-
-/// What the table knows about the key, and whether its epoch was given to somebody who has forgotten it.
-fn known(table: &Table, key: &LockKey) -> (Known, bool) {
-    match table.get(key) {
-        None => (Known::Nothing, false),
-        Some(Entry::Queued(_)) => (Known::Queued, false),
-        Some(Entry::Owned(owned)) => {
-            let epoch = i64::try_from(owned.epoch).unwrap_or(i64::MAX);
-            (Known::Owned(epoch), owned.told == Told::GivenUp)
         }
     }
 }
