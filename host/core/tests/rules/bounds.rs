@@ -25,6 +25,19 @@ fn waiters_of_a_session() {
 }
 
 #[test]
+fn waiters_of_all_keys_and_sessions() {
+    let mut bench = Bench::ready_with(2, |config| config.waiters_max = 2);
+    bench.acquire(1, wants(2));
+    assert_eq!(bench.acquire(1, wants(3)), []);
+    assert_eq!(bench.acquire(2, Acquire { key: key("other"), ..wants(1) }), [claim("other", 2)]);
+    let third = Acquire { key: key("third"), ..wants(2) };
+    assert_eq!(bench.acquire(2, third.clone()), [reject(2, 2, RejectReason::QueueFull)]);
+    // A hold is no waiter.
+    bench.gain("other", 2, 1);
+    assert_eq!(bench.acquire(2, Acquire { request: turnstile_core::RequestId(3), ..third }), [claim("third", 3)]);
+}
+
+#[test]
 fn sessions() {
     let mut bench = Bench::new(|config| config.sessions_max = 1);
     bench.open(1);
