@@ -15,24 +15,17 @@ use crate::wire;
 
 mod claims;
 mod connections;
+mod freeze;
 mod health;
 
 use claims::Claims;
 use connections::Connections;
 pub use connections::{Open, Opened, Outbound, OutboundStream, Refusal, outbound};
+use freeze::Freezes;
 pub use health::Health;
 
 /// Events taken in one turn at most, so that answers are not held back by a flood.
 const TURN_EVENTS_MAX: usize = 256;
-
-/// A turn that comes this much later than the one before means that we were frozen.
-const FREEZE: Duration = Duration::from_millis(500);
-
-/// After a freeze, what waits in the sockets is heard for this long before deadlines are acted on.
-const FREEZE_GRACE: Duration = Duration::from_millis(250);
-
-/// The timer is looked at this often at least: a sleep does not count suspended time, but deadlines do.
-const SLEEP_MAX: Duration = Duration::from_secs(1);
 
 /// What the sessions, or the operator, tell the driver.
 #[derive(Debug)]
@@ -73,8 +66,7 @@ pub struct Driver {
     claims: Claims,
     health: Arc<Health>,
     drained: Option<Ended>,
-    /// Deadlines are not acted on before this instant.
-    deaf_until: Instant,
+    freezes: Freezes,
 }
 
 impl Driver {
@@ -96,7 +88,7 @@ impl Driver {
             claims: Claims::default(),
             health,
             drained: None,
-            deaf_until: Instant::default(),
+            freezes: Freezes::new(clock::now()),
         }
     }
 
@@ -104,7 +96,6 @@ impl Driver {
     pub async fn run(mut self) -> Ended {
         let mut events = Vec::with_capacity(TURN_EVENTS_MAX);
         let mut store_events = Vec::with_capacity(TURN_EVENTS_MAX);
-        let mut last_turn = clock::now();
         loop {
             let sleep = self.sleep_duration(clock::now());
             tokio::select! {
@@ -118,21 +109,19 @@ impl Driver {
             }
             // Read after the events were received: what a validity is anchored at must not be later than its receipt.
             let now = clock::now();
-            if now.saturating_since(last_turn) > FREEZE + SLEEP_MAX {
-                tracing::warn!(
-                    gap_ms = now.saturating_since(last_turn).as_millis(),
-                    "the host did not run for a while"
-                );
-                self.deaf_until = now + FREEZE_GRACE;
+            let turn = self.freezes.turn(now);
+            if let Some(gap) = turn.frozen_for {
+                tracing::warn!(gap_ms = gap.as_millis(), "the host did not run for a while");
             }
-            last_turn = now;
             for event in store_events.drain(..) {
                 self.handle_store_event(now, event);
             }
             for event in events.drain(..) {
                 self.handle_event(now, event);
             }
-            self.act_on_deadlines(now);
+            if turn.deadlines {
+                self.act_on_deadlines(now);
+            }
             self.connections.flush();
             self.health.turned(now);
             if let Some(fault) = self.engine.fault() {
@@ -146,16 +135,10 @@ impl Driver {
 
     fn sleep_duration(&self, now: Instant) -> Duration {
         let deadline = [self.engine.next_deadline(), self.claims.next_retry()].into_iter().flatten().min();
-        match deadline {
-            None => SLEEP_MAX,
-            Some(deadline) => deadline.max(self.deaf_until).saturating_since(now).min(SLEEP_MAX),
-        }
+        self.freezes.sleep(now, deadline)
     }
 
     fn act_on_deadlines(&mut self, now: Instant) {
-        if now < self.deaf_until {
-            return;
-        }
         if self.engine.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.engine.handle_timeout(now);
             self.carry_out(now);
@@ -225,6 +208,10 @@ impl Driver {
             store::Event::Contended { key } => self.feed(now, Input::OwnershipContended { key }),
             store::Event::Lost { key } => {
                 tracing::error!(%key, "the ownership record was taken from us");
+                if self.engine.owns(&key) {
+                    // To raise a record that is no more; a claim to own the key anew goes on.
+                    self.claims.forget(&key);
+                }
                 self.feed(now, Input::OwnershipLost { key });
             }
             store::Event::Failed { key, claim, error } => {
