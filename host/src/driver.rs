@@ -17,33 +17,15 @@ mod claims;
 mod connections;
 mod freeze;
 mod health;
+mod intake;
 
 use claims::Claims;
 use connections::Connections;
 pub use connections::{Open, Opened, Outbound, OutboundStream, Refusal, outbound};
 use freeze::Freezes;
 pub use health::Health;
-
-/// Events taken in one turn at most, so that answers are not held back by a flood.
-const TURN_EVENTS_MAX: usize = 256;
-
-/// What the sessions, or the operator, tell the driver.
-#[derive(Debug)]
-pub enum Event {
-    /// A stream said Hello.
-    Open(Open),
-    /// Parsed items of an established stream.
-    Items {
-        /// The stream's place, from [`Opened`].
-        opened: Opened,
-        /// In the order of arrival.
-        items: Vec<wire::Parsed>,
-    },
-    /// The stream is gone.
-    Closed(Opened),
-    /// Grant no more, and end when nothing is held.
-    Drain,
-}
+pub use intake::{Backlog, EVENT_ITEMS_MAX, Event, Room, Share};
+use intake::{TURN_EVENTS_MAX, take_turn};
 
 /// How the driver ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,13 +81,22 @@ impl Driver {
         loop {
             let sleep = self.sleep_duration(clock::now());
             tokio::select! {
-                count = self.events.recv_many(&mut events, TURN_EVENTS_MAX) => if count == 0 {
-                    return Ended::Abandoned;
+                event = self.events.recv() => match event {
+                    Some(event) => events.push(event),
+                    None => return Ended::Abandoned,
                 },
-                count = self.store_events.recv_many(&mut store_events, TURN_EVENTS_MAX) => if count == 0 {
-                    return Ended::Fault("the store's own thread has ended".into());
+                event = self.store_events.recv() => match event {
+                    Some(event) => store_events.push(event),
+                    None => return Ended::Fault("the store's own thread has ended".into()),
                 },
                 () = tokio::time::sleep(sleep) => {}
+            }
+            // Whatever woke us: what is here already goes before deadlines.
+            take_turn(&mut self.events, &mut events);
+            while store_events.len() < TURN_EVENTS_MAX
+                && let Ok(event) = self.store_events.try_recv()
+            {
+                store_events.push(event);
             }
             // Read after the events were received: what a validity is anchored at must not be later than its receipt.
             let now = clock::now();
@@ -155,7 +146,7 @@ impl Driver {
                     self.feed(now, input);
                 }
             }
-            Event::Items { opened, items } => {
+            Event::Items { opened, items, room: _room } => {
                 if self.connections.is_current(opened) {
                     for item in items {
                         self.handle_item(now, opened, item);
