@@ -206,7 +206,8 @@ impl Driver {
                 self.feed(now, Input::OwnershipLost { key });
             }
             store::Event::Failed { key, claim, error } => {
-                if self.claims.failed(now, &key, claim, &error) == claims::Verdict::GiveUp {
+                let wanted = self.engine.owns(&key) || self.engine.queue_length(&key) > 0;
+                if self.claims.failed(now, &key, claim, &error, wanted) == claims::Verdict::GiveUp {
                     self.feed(now, Input::OwnershipRefused { key, claim });
                 }
             }

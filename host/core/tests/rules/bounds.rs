@@ -69,6 +69,16 @@ fn keys_are_evicted_longest_idle_first_and_never_in_use() {
 }
 
 #[test]
+fn a_claim_that_nobody_waits_for_makes_room() {
+    let mut bench = Bench::new(|config| config.keys_max = 1);
+    bench.open(1);
+    bench.acquire(1, wants(1));
+    assert_eq!(bench.cancel(1, 1), []);
+    assert_eq!(bench.acquire(1, Acquire { key: key("other"), ..wants(2) }), [give_up("k"), claim("other", 2)]);
+    assert_eq!(bench.engine.key_count(), 1);
+}
+
+#[test]
 fn idle_ownership_is_given_up_in_time() {
     let mut bench = Bench::ready_with(1, |config| config.idle_ownership = ms(2_000));
     assert_eq!(bench.until(1_000), []);
