@@ -18,8 +18,11 @@ pub(crate) fn incoming(listener: TcpListener, connections_max: usize) -> impl St
     TcpListenerStream::new(listener).filter_map(move |accepted| match accepted {
         Ok(stream) => match Arc::clone(&places).try_acquire_owned() {
             Ok(place) => {
-                // Answers are small, and waited for. A socket that refuses this is as good as closed.
-                let _ = stream.set_nodelay(true);
+                // Small answers must not wait for the peer's delayed acknowledgement. (The server's own switch is for
+                // listeners that it makes itself.)
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::warn!(%error, "cannot turn Nagle's algorithm off");
+                }
                 Some(Ok(Connection { stream, _place: place }))
             }
             Err(_) => {

@@ -62,8 +62,9 @@ mod wasi {
     pub fn now() -> Instant {
         let mut time_ns = 0;
         // SAFETY: the host writes eight bytes at the pointer, or nothing.
-        let _ = unsafe { clock_time_get(MONOTONIC, 1_000, &raw mut time_ns) };
-        Instant::from_micros(time_ns / 1_000)
+        let status = unsafe { clock_time_get(MONOTONIC, 1_000, &raw mut time_ns) };
+        // Without a clock nothing can be believed: at the end of time every promise is over.
+        if status == 0 { Instant::from_micros(time_ns / 1_000) } else { Instant::from_micros(u64::MAX) }
     }
 
     /// A random number, to name this VM by and to seed jitter with.

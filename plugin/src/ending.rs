@@ -10,8 +10,8 @@ use turnstile_protocol::v1::Ending;
 pub struct Facts<'f> {
     /// Who made the response, and why (`response.code_details`).
     pub details: &'f [u8],
-    /// How often the request was sent to an upstream (`upstream.request_attempt_count`); `None` or zero if it never
-    /// came so far.
+    /// How often the request was sent to an upstream (`upstream.request_attempt_count`); zero if it never came so far,
+    /// `None` if the proxy does not say.
     pub attempts: Option<u64>,
     /// The response's status, if there is a response. Only needed for one that did not come to its end.
     pub status: Option<u64>,
@@ -51,9 +51,10 @@ fn of_local_reply(facts: Facts<'_>) -> Ending {
     ];
     match facts.attempts {
         // The router never got to an upstream: a direct response, a redirect, a fault filter, a client long gone.
-        None | Some(0) => Ending::Unsent,
+        Some(0) => Ending::Unsent,
         Some(1) if NO_CONNECTION.iter().any(|details| facts.details.starts_with(details)) => Ending::Unsent,
-        Some(_) => Ending::Unclean,
+        // An Envoy that does not count attempts (before 1.33) proves nothing.
+        Some(_) | None => Ending::Unclean,
     }
 }
 
@@ -96,6 +97,15 @@ mod tests {
             ("", 1, Ending::Unclean),
         ] {
             assert_eq!(of_complete_response(facts(details, attempts, None)), ending, "{details}, attempt {attempts}");
+        }
+    }
+
+    #[test]
+    fn an_envoy_that_does_not_count_attempts_proves_nothing() {
+        for details in ["via_upstream", "response_timeout", "downstream_remote_disconnect", "direct_response"] {
+            let facts = Facts { details: details.as_bytes(), attempts: None, status: None };
+            assert_eq!(of_complete_response(facts), Ending::Unclean, "{details}");
+            assert_eq!(of_incomplete_response(facts), Ending::Unclean, "{details}");
         }
     }
 

@@ -26,7 +26,7 @@ use crate::reply::Reply;
 use crate::session::{Ask, Names, Outcome, Output, Rejection, RequestRef, StreamToken, TICK};
 use crate::sessions::Sessions;
 use crate::stats::{Stat, Stats};
-use proxy::{Deed, OURS, View, answer, number, property, strip, text};
+use proxy::{Deed, Dialect, OURS, View, answer, number, property, strip, text};
 
 proxy_wasm::main! {{
     proxy_wasm::set_log_level(LogLevel::Info);
@@ -62,6 +62,8 @@ struct GuardedRequest {
     flow: Flow,
     rule: Arc<Rule>,
     key: String,
+    /// Its client wants answers in gRPC. The proxy forgets the request's headers when it lets the request through.
+    dialect: Dialect,
 }
 
 impl Context for Root {
@@ -174,10 +176,9 @@ impl Worker {
         let guarded = self.requests.get_mut(&request)?;
         let effect = match outcome {
             Outcome::Granted { token } => {
-                if !self.sessions.believes(now, request) {
+                if !self.sessions.believes(now, request, token) || guarded.flow.step(Event::Granted) != Effect::Admit {
                     return None;
                 }
-                guarded.flow.step(Event::Granted);
                 self.stats.count(Stat::Granted);
                 return Some(Deed::Admit { token, key: guarded.key.clone() });
             }
@@ -190,14 +191,14 @@ impl Worker {
                 guarded.flow.step(Event::Lost(guarded.rule.on_lost()))
             }
         };
-        let key = guarded.key.clone();
+        let (key, dialect) = (guarded.key.clone(), guarded.dialect);
         match effect {
-            Effect::TurnAway(rejection) => Some(Deed::Reply(self.turn_away(request, rejection, &key))),
+            Effect::TurnAway(rejection) => Some(Deed::Reply(self.turn_away(request, rejection, &key), dialect)),
             Effect::Bypass => {
                 self.finish(request, Some(Stat::Bypassed));
                 Some(Deed::Bypass)
             }
-            Effect::AbortWithReply => Some(Deed::Reply(Reply::lost(&key))),
+            Effect::AbortWithReply => Some(Deed::Reply(Reply::lost(&key), dialect)),
             Effect::AbortWithReset => Some(Deed::Reset),
             other => {
                 self.apply(request, other);
@@ -333,7 +334,10 @@ impl Context for Request {
 impl HttpContext for Request {
     fn on_http_request_headers(&mut self, _count: usize, _end_of_stream: bool) -> Action {
         let Some(Ok(mut worker)) = self.worker.as_ref().map(|worker| worker.try_borrow_mut()) else {
-            return answer(&Reply::rejected(Rejection::HostUnavailable, "", &mut Jitter::new(0)));
+            return answer(
+                &Reply::rejected(Rejection::HostUnavailable, "", &mut Jitter::new(0)),
+                View::default().dialect(),
+            );
         };
         let view = View::default();
         let config = Rc::clone(&worker.config);
@@ -344,7 +348,7 @@ impl HttpContext for Request {
             }
             Decision::Refused { rule: _, fault } => {
                 worker.stats.count(Stat::Refused);
-                answer(&Reply::refused(&fault))
+                answer(&Reply::refused(&fault), view.dialect())
             }
             Decision::Guarded { rule, key } => {
                 self.guarded = true;
@@ -423,7 +427,7 @@ impl Worker {
             lock_delay: rule.lock_delay(),
             who: Who { method: text(&view.method(), 32), path: view.bare_path(), ..Default::default() },
         };
-        let mut guarded = GuardedRequest { flow: Flow::Idle, rule: Arc::clone(rule), key };
+        let mut guarded = GuardedRequest { flow: Flow::Idle, rule: Arc::clone(rule), key, dialect: view.dialect() };
         guarded.flow.step(Event::Guarded);
         let asked = if self.requests.len() < REQUESTS_MAX {
             self.sessions.acquire(now(), id, ask)
@@ -444,8 +448,8 @@ impl Worker {
                 Action::Continue
             }
             _ => {
-                let key = guarded.key;
-                answer(&self.turn_away(id, rejection, &key))
+                let GuardedRequest { key, dialect, .. } = guarded;
+                answer(&self.turn_away(id, rejection, &key), dialect)
             }
         }
     }

@@ -154,6 +154,7 @@ impl Waiter {
 #[derive(Debug)]
 struct Hold {
     owner: RequestRef,
+    token: u64,
     promise: Instant,
     limit: Instant,
     /// The owner was told `Lost`, and has not released yet.
@@ -180,6 +181,8 @@ pub struct Session {
     farewells: Farewells,
     outbox: Outbox,
     closing: Option<StreamToken>,
+    /// Losses go first: an abort that comes late is worth nothing.
+    losses: VecDeque<(RequestRef, Loss)>,
     outcomes: VecDeque<(RequestRef, Outcome)>,
     /// When it was last needed.
     used: Instant,
@@ -204,6 +207,7 @@ impl Session {
             farewells: Farewells::default(),
             outbox: Outbox::default(),
             closing: None,
+            losses: VecDeque::new(),
             outcomes: VecDeque::new(),
             used: now,
             draining: false,
@@ -214,11 +218,7 @@ impl Session {
 
     /// Asks for a lock. Exactly one outcome `Granted` or `Rejected` follows, unless [`Session::cancel`] comes first.
     pub fn acquire(&mut self, now: Instant, owner: RequestRef, ask: Ask) -> Result<(), Rejection> {
-        self.used = now;
-        if self.link == Link::Idle {
-            self.link = Link::Waking;
-            self.failures = 0;
-        }
+        self.wake(now);
         if self.is_host_down() {
             return Err(Rejection::HostUnavailable);
         }
@@ -261,11 +261,12 @@ impl Session {
         }
     }
 
-    /// To be asked right before the request is let through: whether its lock is still to be believed in. If not, the
-    /// grant goes back unsent, and the request waits on (a new outcome follows).
-    pub fn believes(&mut self, now: Instant, owner: RequestRef) -> bool {
+    /// To be asked right before the request is let through: whether the lock granted with `token` is still to be
+    /// believed in. If not, the grant goes back unsent, and the request waits on (a new outcome follows).
+    pub fn believes(&mut self, now: Instant, owner: RequestRef, token: u64) -> bool {
         let Some(&id) = self.ids.get(&owner) else { return false };
-        let Some(hold) = self.holds.get_mut(&id) else { return false };
+        // A grant of an earlier session may have been overtaken by the one that was asked for in its place.
+        let Some(hold) = self.holds.get_mut(&id).filter(|hold| hold.token == token) else { return false };
         if !hold.lost && now < hold.promise {
             hold.unused = None;
             return true;
@@ -292,7 +293,12 @@ impl Session {
 
     /// What became of a request.
     pub fn poll_outcome(&mut self) -> Option<(RequestRef, Outcome)> {
-        self.outcomes.pop_front()
+        self.poll_loss().or_else(|| self.outcomes.pop_front())
+    }
+
+    /// A lost hold, before all other outcomes.
+    pub fn poll_loss(&mut self) -> Option<(RequestRef, Outcome)> {
+        self.losses.pop_front().map(|(owner, loss)| (owner, Outcome::Lost(loss)))
     }
 
     /// What to do with the stream.
@@ -308,21 +314,32 @@ impl Session {
     pub fn successor(&mut self, names: Names, now: Instant) -> Self {
         let mut successor = Self::new(names, self.backoff.clone(), now);
         successor.link = Link::Broken { retry_at: now + successor.backoff.pause() };
+        self.hand_over_waiters(now, &mut successor);
+        successor
+    }
+
+    /// Lets the waiters of this session, whose host goes away, ask on another one.
+    pub fn hand_over_waiters(&mut self, now: Instant, successor: &mut Self) {
         for (id, waiter) in core::mem::take(&mut self.waiters) {
             self.ids.remove(&waiter.owner);
             if waiter.sent {
                 self.say_farewell(id, Farewell::Cancel);
             }
+            successor.wake(now);
             successor.enqueue(now, Waiter { patient: true, ..waiter });
         }
-        successor
+    }
+
+    /// Ends the session: the streams that are still to be closed.
+    pub fn into_streams(self) -> impl Iterator<Item = StreamToken> {
+        [self.closing, self.link.stream()].into_iter().flatten()
     }
 
     // Getters.
 
     /// Whether [`Session::poll_outcome`] has one.
     pub fn has_outcome(&self) -> bool {
-        !self.outcomes.is_empty()
+        !(self.losses.is_empty() && self.outcomes.is_empty())
     }
 
     /// Whether [`Session::poll_output`] has one.
@@ -351,6 +368,14 @@ impl Session {
     }
 
     // Helpers.
+
+    fn wake(&mut self, now: Instant) {
+        self.used = now;
+        if self.link == Link::Idle {
+            self.link = Link::Waking;
+            self.failures = 0;
+        }
+    }
 
     fn enqueue(&mut self, now: Instant, mut waiter: Waiter) {
         let id = self.next_id;
@@ -411,7 +436,7 @@ impl Session {
             hold.lost = true;
             // A grant that nobody has acted on yet is found out by `believes`.
             if hold.unused.is_none() {
-                self.outcomes.push_back((hold.owner, Outcome::Lost(loss)));
+                self.losses.push_back((hold.owner, loss));
             }
         }
     }

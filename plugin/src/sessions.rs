@@ -41,8 +41,8 @@ impl Sessions {
     }
 
     /// See [`Session::believes`].
-    pub fn believes(&mut self, now: Instant, owner: RequestRef) -> bool {
-        self.all().any(|session| session.believes(now, owner))
+    pub fn believes(&mut self, now: Instant, owner: RequestRef, token: u64) -> bool {
+        self.all().any(|session| session.believes(now, owner, token))
     }
 
     /// See [`Session::wants_stream`]; sessions that are ending want theirs back, too.
@@ -83,7 +83,8 @@ impl Sessions {
 
     /// See [`Session::poll_outcome`].
     pub fn poll_outcome(&mut self) -> Option<(RequestRef, Outcome)> {
-        self.all().find_map(Session::poll_outcome)
+        let loss = self.all().find_map(Session::poll_loss);
+        loss.or_else(|| self.all().find_map(Session::poll_outcome))
     }
 
     /// Whether [`Sessions::poll_outcome`] has one.
@@ -116,8 +117,14 @@ impl Sessions {
 
     /// A session whose host goes away keeps its holds, and hands its waiters to a new one.
     fn retire(&mut self, now: Instant) {
-        for session in self.retiring.extract_if(.., |session| session.is_unused() || !session.is_busy()) {
-            self.closing.extend(session.stream());
+        // What a retiring session asks again is for the host that stays.
+        for session in &mut self.retiring {
+            session.hand_over_waiters(now, &mut self.current);
+        }
+        // One with outcomes stays until they are taken: a loss that is not told aborts nothing.
+        let is_over = |session: &mut Session| !session.has_outcome() && (session.is_unused() || !session.is_busy());
+        for session in self.retiring.extract_if(.., is_over) {
+            self.closing.extend(session.into_streams());
         }
         if self.current.is_draining() && self.retiring.len() < RETIRING_MAX {
             let successor = self.current.successor(self.names.clone(), now);
@@ -128,5 +135,201 @@ impl Sessions {
 
     fn all(&mut self) -> impl Iterator<Item = &mut Session> {
         core::iter::once(&mut self.current).chain(self.retiring.iter_mut())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::time::Duration;
+
+    use prost::Message;
+    use turnstile_protocol::v1::{self, RejectReason, client_item};
+
+    use super::*;
+    use crate::backoff::Jitter;
+    use crate::session::TICK;
+
+    /// All sessions, and the wire: every stream is opened as wanted, and what is said on it is kept.
+    struct Bench {
+        sessions: Sessions,
+        now: Instant,
+        streams: u32,
+        said: Vec<(StreamToken, client_item::Item)>,
+        closed: Vec<StreamToken>,
+    }
+
+    impl Bench {
+        /// The requests 1 to `requests` have asked on stream 1.
+        fn asked(requests: u32) -> Self {
+            let now = Instant::from_micros(1_000_000_000);
+            let names = Names { node: "node".to_owned(), worker: "worker".to_owned() };
+            let sessions = Sessions::new(names, Backoff::new(Jitter::new(1)), now);
+            let mut bench = Self { sessions, now, streams: 0, said: Vec::new(), closed: Vec::new() };
+            for owner in 1..=requests {
+                let ask = Ask { wait: Duration::from_secs(60), ..Ask::default() };
+                bench.sessions.acquire(now, RequestRef(owner), ask).expect("taken on");
+            }
+            bench.turn();
+            bench.welcome(StreamToken(1), "first");
+            assert_eq!(bench.acquires(StreamToken(1)).len(), requests as usize);
+            bench
+        }
+
+        /// Opens what is wanted, and takes what is said.
+        fn turn(&mut self) {
+            while self.sessions.wants_stream(self.now) {
+                self.streams += 1;
+                self.sessions.stream_opened(self.now, StreamToken(self.streams));
+            }
+            while let Some(output) = self.sessions.poll_output() {
+                match output {
+                    Output::Close(stream) => self.closed.push(stream),
+                    Output::Send(stream, message) => {
+                        let message = v1::ClientMessage::decode(message.as_slice()).expect("a message");
+                        self.said.extend(message.items.into_iter().filter_map(|item| Some((stream, item.item?))));
+                    }
+                }
+            }
+        }
+
+        fn pass(&mut self, time: Duration) {
+            let end = self.now + time;
+            while self.now < end {
+                self.now = self.now + TICK;
+                self.sessions.tick(self.now);
+                self.turn();
+            }
+        }
+
+        fn hear(&mut self, stream: StreamToken, items: Vec<v1::ServerItem>) {
+            self.sessions.receive(self.now, stream, &v1::ServerMessage { items }.encode_to_vec());
+            self.turn();
+        }
+
+        fn welcome(&mut self, stream: StreamToken, incarnation: &str) {
+            let incarnation = incarnation.to_owned();
+            let welcome =
+                v1::Welcome { incarnation, session_id: 7, ttl_ms: 4_000, heartbeat_ms: 1_000, ..Default::default() };
+            self.hear(stream, vec![welcome.into()]);
+        }
+
+        fn acquires(&self, stream: StreamToken) -> Vec<u64> {
+            let acquire = |(on, item): &(StreamToken, client_item::Item)| match item {
+                client_item::Item::Acquire(acquire) if *on == stream => Some(acquire.id),
+                _ => None,
+            };
+            self.said.iter().filter_map(acquire).collect()
+        }
+
+        /// The stream after the first on which a session was, or was not, resumed.
+        fn hello(&self, resumes: bool) -> StreamToken {
+            let hello = |(on, item): &(StreamToken, client_item::Item)| match item {
+                client_item::Item::Hello(hello) if on.0 > 1 && hello.resume.is_some() == resumes => Some(*on),
+                _ => None,
+            };
+            self.said.iter().find_map(hello).expect("such a Hello was said")
+        }
+
+        fn outcomes(&mut self) -> Vec<(RequestRef, Outcome)> {
+            core::iter::from_fn(|| self.sessions.poll_outcome()).collect()
+        }
+    }
+
+    fn grants(ids: &[u64]) -> Vec<v1::ServerItem> {
+        let grant = |id: u64| v1::Grant {
+            id,
+            keys: vec![v1::KeyGrant { token: 100 + id, barrier: 100 + id }],
+            heartbeat_seq: 1,
+            valid_ms: 3_900,
+            ..Default::default()
+        };
+        ids.iter().map(|&id| grant(id).into()).collect()
+    }
+
+    fn go_away() -> v1::ServerItem {
+        v1::GoAway::default().into()
+    }
+
+    /// A host drains, is killed before its last holds have run out, and its successor does not know them.
+    #[test]
+    fn holds_of_a_session_that_is_ending_are_lost_aloud() {
+        let mut bench = Bench::asked(40);
+        let ids = bench.acquires(StreamToken(1));
+        bench.hear(StreamToken(1), grants(&ids));
+        for (owner, outcome) in bench.outcomes() {
+            let Outcome::Granted { token } = outcome else { panic!("{outcome:?}") };
+            assert!(bench.sessions.believes(bench.now, owner, token));
+        }
+        bench.hear(StreamToken(1), vec![go_away()]);
+        bench.sessions.stream_closed(bench.now, StreamToken(1));
+        bench.pass(Duration::from_millis(500));
+        bench.welcome(bench.hello(true), "second");
+        bench.pass(TICK);
+        let lost = bench.outcomes().into_iter().filter(|(_, outcome)| matches!(outcome, Outcome::Lost(_)));
+        assert_eq!(lost.count(), 40);
+    }
+
+    #[test]
+    fn rejections_outlive_the_session_that_brought_them() {
+        let mut bench = Bench::asked(40);
+        let reason = RejectReason::StoreUnavailable.into();
+        let reject = |id| v1::Reject { id, reason, ..Default::default() };
+        let mut items: Vec<v1::ServerItem> =
+            bench.acquires(StreamToken(1)).into_iter().map(|id| reject(id).into()).collect();
+        items.push(go_away());
+        bench.hear(StreamToken(1), items);
+        bench.hear(StreamToken(1), Vec::new());
+        bench.pass(TICK);
+        assert_eq!(bench.outcomes().len(), 40);
+        bench.pass(TICK);
+        assert!(bench.closed.contains(&StreamToken(1)), "an ended session keeps its stream");
+    }
+
+    #[test]
+    fn what_a_session_that_is_ending_asks_again_is_asked_of_its_successor() {
+        let mut bench = Bench::asked(1);
+        let mut items = grants(&bench.acquires(StreamToken(1)));
+        items.push(go_away());
+        bench.hear(StreamToken(1), items);
+        let outcomes = bench.outcomes();
+        let [(owner, Outcome::Granted { token })] = outcomes[..] else { panic!("{outcomes:?}") };
+        // The worker was frozen between the grant and its use.
+        bench.now = bench.now + Duration::from_millis(3_950);
+        assert!(!bench.sessions.believes(bench.now, owner, token));
+        bench.pass(Duration::from_millis(500));
+        let successor = bench.hello(false);
+        bench.welcome(successor, "first");
+        assert_eq!(bench.acquires(successor).len(), 1);
+        assert_eq!(bench.outcomes(), []);
+    }
+
+    #[test]
+    fn a_number_is_not_granted_under_an_older_token() {
+        let mut bench = Bench::asked(1);
+        let ids = bench.acquires(StreamToken(1));
+        bench.hear(StreamToken(1), grants(&ids));
+        assert!(!bench.sessions.believes(bench.now, RequestRef(1), 99), "another token than the hold's");
+        assert!(bench.sessions.believes(bench.now, RequestRef(1), 100 + ids[0]));
+    }
+
+    #[test]
+    fn a_reason_that_only_newer_hosts_know_is_no_absence_of_a_host() {
+        let mut bench = Bench::asked(1);
+        let id = bench.acquires(StreamToken(1))[0];
+        bench.hear(StreamToken(1), vec![v1::Reject { id, reason: 77, ..Default::default() }.into()]);
+        assert_eq!(bench.outcomes(), [(RequestRef(1), Outcome::Rejected(Rejection::Invalid))]);
+    }
+
+    #[test]
+    fn losses_are_told_before_grants() {
+        let mut bench = Bench::asked(2);
+        let ids = bench.acquires(StreamToken(1));
+        bench.hear(StreamToken(1), grants(&ids[..1]));
+        let outcomes = bench.outcomes();
+        assert!(bench.sessions.believes(bench.now, outcomes[0].0, 100 + ids[0]));
+        let mut items = grants(&ids[1..]);
+        items.push(v1::Lost { id: ids[0], ..Default::default() }.into());
+        bench.hear(StreamToken(1), items);
+        assert!(matches!(bench.outcomes()[..], [(_, Outcome::Lost(_)), (_, Outcome::Granted { .. })]));
     }
 }

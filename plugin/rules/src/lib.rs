@@ -39,7 +39,8 @@
 //! Durations are whole numbers with a unit: `250ms`, `5s`, `2m`, `1h`; or a bare `0`. A rules file has one rule a line,
 //! and `#` at the start of a word begins a comment; or it is a JSON array of rules.
 //!
-//! **Method**: case-sensitive names, or `*` for every method. `GET` does not include `HEAD`.
+//! **Method**: names, or `*` for every method. A request's method matches in any letter case, since some upstreams
+//! take `post` for `POST`. `GET` does not include `HEAD`.
 //!
 //! **Host**: `pay.example.com`, or `*.example.com` for every host under it at any depth. Case, port and a final dot do
 //! not matter. A rule without a host is for every host. A rule with one guards that host only: if the upstream answers

@@ -156,7 +156,7 @@ impl Endpoint {
             },
             Methods::Named(methods) => {
                 for method in methods {
-                    match self.named.iter().find(|(earlier, _)| earlier == method) {
+                    match self.named.iter().find(|(earlier, _)| earlier.eq_ignore_ascii_case(method)) {
                         Some((_, earlier)) => return Err(*earlier),
                         None => self.named.push((method.clone(), rule)),
                     }
@@ -166,8 +166,10 @@ impl Endpoint {
         }
     }
 
+    /// In any letter case: an upstream that takes `post` for `POST` must not be a way around the lock.
     fn find(&self, method: &[u8]) -> Option<RuleIndex> {
-        let named = self.named.iter().find(|(name, _)| name.as_bytes() == method).map(|(_, rule)| *rule);
+        let is_it = |name: &str| name.as_bytes().eq_ignore_ascii_case(method);
+        let named = self.named.iter().find(|(name, _)| is_it(name)).map(|(_, rule)| *rule);
         named.or(self.any)
     }
 }

@@ -171,7 +171,7 @@ fn parse_method<'a>(source: &Located<'a>) -> Result<&'a str, Fault> {
     }
     match USUAL.iter().find(|usual| usual.eq_ignore_ascii_case(method)) {
         Some(usual) if *usual != method => {
-            Err(source.fault(0, format!("methods are case-sensitive: expected {usual}, found {method}")))
+            Err(source.fault(0, format!("methods are written in capitals: expected {usual}, found {method}")))
         }
         _ => Ok(method),
     }

@@ -62,7 +62,7 @@ fn faults_of_lines() {
     let method = "expected a method such as POST, or '*' for every method";
     check("POST, /a key=a", "", method);
     check("P(ST /a key=a", "P(ST", method);
-    check("Post /a key=a", "Post", "methods are case-sensitive: expected POST, found Post");
+    check("Post /a key=a", "Post", "methods are written in capitals: expected POST, found Post");
     check("POST,PUT,POST /a key=a", "POST", "the method POST is there twice");
     check("POST,* /a key=a", "*", "'*' is every method and stands alone");
     check("POST /a key=a key=b", "key=b", "key is given twice");

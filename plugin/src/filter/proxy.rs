@@ -20,8 +20,15 @@ const WHO_PATH_BYTES: usize = 256;
 pub(super) enum Deed {
     Admit { token: u64, key: String },
     Bypass,
-    Reply(Reply),
+    Reply(Reply, Dialect),
     Reset,
+}
+
+/// What a client understands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    Http,
+    Grpc,
 }
 
 impl Deed {
@@ -40,7 +47,7 @@ impl Deed {
                 strip(&OURS);
                 hostcalls::resume_http_request()
             }
-            Self::Reply(reply) => send(&reply),
+            Self::Reply(reply, dialect) => send(&reply, dialect),
             Self::Reset => hostcalls::reset_http_request(),
         };
         if let Err(status) = done {
@@ -77,6 +84,16 @@ impl RequestView for View {
 }
 
 impl View {
+    /// To be asked before the request is let through: the proxy forgets its headers then.
+    pub(super) fn dialect(&self) -> Dialect {
+        // gRPC is always POST; every look at a header costs.
+        if *self.method() == *b"POST" && is_grpc(&header("content-type").unwrap_or_default()) {
+            Dialect::Grpc
+        } else {
+            Dialect::Http
+        }
+    }
+
     /// The path without its query, which is nobody's business.
     pub(super) fn bare_path(&self) -> String {
         let path = self.path();
@@ -115,18 +132,17 @@ pub(super) fn number(path: &[&str]) -> Option<u64> {
 }
 
 /// Answers the request of this callback.
-pub(super) fn answer(reply: &Reply) -> Action {
-    if let Err(status) = send(reply) {
+pub(super) fn answer(reply: &Reply, dialect: Dialect) -> Action {
+    if let Err(status) = send(reply, dialect) {
         log::error!("the proxy refused a reply: {status:?}");
     }
     Action::Pause
 }
 
 /// Answers the request of the effective context.
-fn send(reply: &Reply) -> Result<(), Status> {
+fn send(reply: &Reply, dialect: Dialect) -> Result<(), Status> {
     let retry_after = reply.retry_after_s.map(|seconds| seconds.to_string());
-    let content_type = property(&["request", "headers", "content-type"]).unwrap_or_default();
-    if is_grpc(&content_type) {
+    if dialect == Dialect::Grpc {
         let metadata = retry_after.iter().map(|value| ("retry-after", value.as_bytes())).collect();
         let status = match reply.grpc_status {
             GrpcStatus::InvalidArgument => GrpcStatusCode::InvalidArgument,

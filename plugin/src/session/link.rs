@@ -4,7 +4,8 @@ use core::time::Duration;
 
 use turnstile_protocol::{VERSION, v1};
 
-use super::{GREETING_PATIENCE, IDLE_MAX, Loss, Outcome, Rejection, Session, StreamToken, TICK, Waiter};
+use super::farewells::Farewell;
+use super::{GREETING_PATIENCE, IDLE_MAX, Loss, Rejection, Session, StreamToken, TICK, Waiter};
 use crate::clock::Instant;
 
 /// A Hello carries no more waiters than fit; the others ask anew.
@@ -160,7 +161,7 @@ impl Session {
                 None => {
                     self.ids.remove(&hold.owner);
                     if !hold.lost {
-                        self.outcomes.push_back((hold.owner, Outcome::Lost(Loss::ByHost)));
+                        self.losses.push_back((hold.owner, Loss::ByHost));
                     }
                 }
             }
@@ -171,7 +172,7 @@ impl Session {
     }
 
     fn is_idle(&self, now: Instant) -> bool {
-        self.ids.is_empty() && now.saturating_since(self.used) >= IDLE_MAX
+        self.is_unused() && now.saturating_since(self.used) >= IDLE_MAX
     }
 
     fn close_idle(&mut self) {
@@ -225,6 +226,8 @@ impl Session {
         // The host forgets those that are not listed, and takes no number twice.
         let left_out: Vec<Waiter> = left_out.into_iter().filter_map(|id| self.waiters.remove(&id)).collect();
         for waiter in left_out {
+            // It may have been granted meanwhile.
+            self.say_farewell(waiter.acquire.id, Farewell::Cancel);
             self.enqueue(now, waiter);
         }
         let holds = self.holds.keys().copied().collect();

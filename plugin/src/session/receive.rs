@@ -22,7 +22,7 @@ impl Session {
                 Item::Welcome(welcome) => self.on_welcome(now, welcome),
                 _ if !self.link.is_live() => {}
                 Item::Grant(grant) => self.on_grant(now, &grant),
-                Item::Reject(reject) => self.on_reject(&reject),
+                Item::Reject(reject) => self.on_reject(now, &reject),
                 Item::Lost(lost) => self.on_lost(lost.id),
                 Item::HeartbeatAck(ack) => self.on_ack(&ack),
                 Item::GoAway(_) => self.draining = true,
@@ -97,16 +97,16 @@ impl Session {
             0 => Instant::from_micros(u64::MAX),
             hold_ms => now + Duration::from_millis(hold_ms.into()),
         };
-        self.holds.insert(id, Hold { owner, promise, limit, lost: false, unused: Some(Box::new(waiter)) });
+        self.holds.insert(id, Hold { owner, token, promise, limit, lost: false, unused: Some(Box::new(waiter)) });
         self.outcomes.push_back((owner, Outcome::Granted { token }));
     }
 
-    fn on_reject(&mut self, reject: &v1::Reject) {
+    fn on_reject(&mut self, now: Instant, reject: &v1::Reject) {
         if reject.reason() == RejectReason::Draining {
             self.draining = true;
-            // It stays, and asks the next host.
-            if let Some(waiter) = self.waiters.get_mut(&reject.id) {
-                waiter.sent = false;
+            // It stays, and asks the next host; under a new number, since this host has used up the old one.
+            if let Some(waiter) = self.waiters.remove(&reject.id) {
+                self.enqueue(now, waiter);
             }
             return;
         }
@@ -115,14 +115,13 @@ impl Session {
         let rejection = match reject.reason() {
             RejectReason::Conflict => Rejection::Conflict,
             RejectReason::WaitTimeout => Rejection::WaitOver { retry_after },
-            RejectReason::QueueFull | RejectReason::SessionFull | RejectReason::KeysFull => {
-                Rejection::Busy { retry_after }
-            }
-            RejectReason::Invalid | RejectReason::Unsupported => Rejection::Invalid,
-            RejectReason::Unspecified
-            | RejectReason::StoreUnavailable
-            | RejectReason::Draining
-            | RejectReason::TokensExhausted => Rejection::HostUnavailable,
+            RejectReason::QueueFull
+            | RejectReason::SessionFull
+            | RejectReason::KeysFull
+            | RejectReason::TokensExhausted => Rejection::Busy { retry_after },
+            // Also a reason that only a newer host knows: it is there, and refuses, so `allow` must not let through.
+            RejectReason::Invalid | RejectReason::Unsupported | RejectReason::Unspecified => Rejection::Invalid,
+            RejectReason::StoreUnavailable | RejectReason::Draining => Rejection::HostUnavailable,
         };
         self.reject(waiter.owner, rejection);
     }
@@ -131,7 +130,7 @@ impl Session {
         let Some(hold) = self.holds.get_mut(&id).filter(|hold| !hold.lost) else { return };
         hold.lost = true;
         if hold.unused.is_none() {
-            self.outcomes.push_back((hold.owner, Outcome::Lost(Loss::ByHost)));
+            self.losses.push_back((hold.owner, Loss::ByHost));
         }
     }
 

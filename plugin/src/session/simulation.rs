@@ -223,8 +223,8 @@ impl World {
         while let Some((owner, outcome)) = worker.session.poll_outcome() {
             let state = worker.requests.get_mut(&owner.0);
             match (outcome, state) {
-                (Outcome::Granted { .. }, Some((_, state @ State::Waiting))) => {
-                    if worker.session.believes(now, owner) {
+                (Outcome::Granted { token }, Some((_, state @ State::Waiting))) => {
+                    if worker.session.believes(now, owner, token) {
                         *state = State::Acting { until: now + work };
                     }
                 }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use turnstile_protocol::v1::{Acquire, Ending, LostReason, RejectReason};
 use turnstile_tests::envoy::Envoy;
-use turnstile_tests::http::Ask;
+use turnstile_tests::http::{Ask, Connection};
 use turnstile_tests::scripted_host::{Answer, Ended, ScriptedHost, VALID};
 use turnstile_tests::upstream::{CLOSE, Upstream, fixed_answer};
 use turnstile_tests::world::{bootstrap, configuration};
@@ -355,6 +355,18 @@ async fn a_lost_lock_aborts_the_request_unless_the_rule_says_otherwise() {
             it.upstream.was_abandoned(path).await;
         });
     }
+    let it = Arc::clone(&stage);
+    table.row("gRPC", async move {
+        let mut client = Connection::open_http2(it.proxy()).await.unwrap();
+        let ask = Ask::post("/a/lost-grpc").behave("never").header("content-type", "application/grpc");
+        let client = tokio::spawn(async move { client.send(&ask.header("te", "trailers")).await });
+        it.upstream.began("/a/lost-grpc").await;
+        it.host.lose(&it.host.was_asked(&key_of("/a/lost-grpc")).await, LostReason::Forced).await;
+        let answer = client.await.unwrap().unwrap();
+        let told = (answer.status, answer.header("grpc-status"), answer.header("content-type"));
+        assert_eq!(told, (200, "10", "application/grpc"), "gRPC clients read ABORTED");
+        it.assert_ended("/a/lost-grpc", UNCLEAN).await;
+    });
     let it = Arc::clone(&stage);
     table.row("on_lost=continue", async move {
         let client = Ask::post("/continue/a").behave("delay=500").spawn(it.proxy());

@@ -115,6 +115,34 @@ async fn a_proxy_is_killed_while_it_holds() {
     assert!(holder.await.unwrap().is_err());
 }
 
+/// Breaks if a frozen proxy keeps its locks for ever, if its waiters are granted what they cannot use and block the
+/// others, or if what lay in its sockets is acted on when it wakes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_is_frozen_past_its_session_under_load() {
+    let world = World::start_as(Plan { envoys: 2, ..Plan::of(RULES) }).await;
+    let proxies = world.proxies();
+    let frozen_load = Load::start(&proxies[..1], 12, ENDLESS, work);
+    let load = Load::start(&proxies[1..], 12, ENDLESS, work);
+    more_good_ones(&world.upstream, 200).await;
+    world.envoys[0].process.freeze().await;
+    let (frozen, have) = (Instant::now(), world.upstream.executions().len());
+    // Whatever it held is free again after its session and the lock delay: all four keys go on.
+    world
+        .upstream
+        .saw("every key to go on", |executions| {
+            let since = executions.iter().skip(have).filter(|execution| execution.start > frozen + TTL * 2);
+            since.filter_map(|execution| execution.key()).collect::<std::collections::BTreeSet<_>>().len() == 4
+        })
+        .await;
+    world.envoys[0].process.thaw();
+    let before = frozen_load.done();
+    frozen_load.reached(before + 200).await;
+    let outcome = frozen_load.stop().await;
+    assert!(outcome.count(200) > 0 && outcome.statuses.keys().all(|status| [200, 503].contains(status)), "{outcome:?}");
+    load.stop().await;
+    judge(&world.upstream.executions()).assert_undisturbed();
+}
+
 /// Breaks if a moment without network costs a hold or a place in the queue: sessions resume within their TTL.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_survives_a_short_cut() {

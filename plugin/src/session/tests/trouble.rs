@@ -23,7 +23,7 @@ fn silence_closes_the_stream_and_the_hold_survives_a_resume() {
     bench.ack(beats[0]);
     bench.pass(3_000);
     assert_eq!(bench.outcomes(), []);
-    assert!(bench.session.believes(bench.now, RequestRef(1)));
+    assert!(bench.believes(1));
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn the_hold_limit_is_kept_here_too() {
     bench.session.acquire(bench.now, RequestRef(2), ask).expect("taken on");
     bench.grant(id, 1);
     assert_eq!(bench.outcomes().len(), 1);
-    assert!(bench.session.believes(bench.now, RequestRef(2)));
+    assert!(bench.believes(2));
     bench.pass(650);
     assert_eq!(bench.outcomes(), []);
     bench.pass(50);
@@ -186,7 +186,7 @@ fn lost_by_the_host_is_reported_once_and_confirmed() {
     assert_eq!(bench.outcomes(), [(1, Outcome::Lost(Loss::ByHost))]);
     bench.pass(1_000);
     bench.ack(2);
-    assert!(!bench.session.believes(bench.now, RequestRef(1)), "an ack revived it");
+    assert!(!bench.believes(1), "an ack revived it");
     bench.drain();
     bench.session.release(RequestRef(1), Ending::Unclean);
     assert_eq!(bench.drain(), [release(id, Ending::Unclean)]);
