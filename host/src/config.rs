@@ -24,6 +24,8 @@ pub struct Config {
     pub store: Store,
     /// Bounds and durations of the lock engine.
     pub engine: turnstile_core::Config,
+    /// Connections to the port for proxies at once.
+    pub connections_max: usize,
     /// How long a drain waits for holds to run out.
     pub drain_grace: Duration,
 }
@@ -96,11 +98,11 @@ impl Config {
         });
         let store = root.section("store", |section| Store::read(section, overrides, session_ttl));
         let mut engine = turnstile_core::Config { session_ttl, ..turnstile_core::Config::default() };
-        root.section("limits", |section| read_limits(section, &mut engine));
+        let connections_max = root.section("limits", |section| read_limits(section, &mut engine));
         root.section("ownership", |section| read_ownership(section, &mut engine));
         let drain_grace =
             root.section("drain", |section| section.duration("grace", 30 * SECOND, Duration::ZERO..=24 * HOUR));
-        Self { sessions, admin_listen, store, engine, drain_grace }
+        Self { sessions, admin_listen, store, engine, connections_max, drain_grace }
     }
 }
 
@@ -147,8 +149,11 @@ impl Store {
     }
 }
 
-fn read_limits(section: &mut Section<'_>, engine: &mut turnstile_core::Config) {
+/// The engine's bounds, and the number of connections, which are none of its business.
+fn read_limits(section: &mut Section<'_>, engine: &mut turnstile_core::Config) -> usize {
+    let connections_max = section.count("connections", 4_096, 1..=1_000_000);
     engine.sessions_max = section.count("sessions", engine.sessions_max, 1..=1_000_000);
+    engine.waiters_max = section.count("waiters", engine.waiters_max, 1..=100_000_000);
     engine.waiters_per_session_max =
         section.count("waiters_per_session", engine.waiters_per_session_max, 1..=10_000_000);
     engine.waiters_per_key_max = section.count("waiters_per_key", engine.waiters_per_key_max, 1..=10_000_000);
@@ -156,6 +161,7 @@ fn read_limits(section: &mut Section<'_>, engine: &mut turnstile_core::Config) {
     engine.wait_max = section.duration("wait", engine.wait_max, Duration::ZERO..=24 * HOUR);
     engine.hold_max = section.duration("hold", engine.hold_max, SECOND / 10..=24 * HOUR);
     engine.lock_delay_max = section.duration("lock_delay", engine.lock_delay_max, Duration::ZERO..=24 * HOUR);
+    connections_max
 }
 
 fn read_ownership(section: &mut Section<'_>, engine: &mut turnstile_core::Config) {
@@ -190,6 +196,7 @@ mod tests {
         assert_eq!(config.sessions.listen.to_string(), "127.0.0.1:7878");
         assert_eq!(config.engine.session_ttl, Duration::from_secs(4));
         assert_eq!(config.sessions.heartbeat, Duration::from_secs(1));
+        assert_eq!((config.connections_max, config.engine.waiters_max), (4_096, 1_000_000));
     }
 
     #[test]
@@ -215,6 +222,14 @@ mod tests {
     fn the_lease_covers_the_sessions_and_heartbeats_the_ttl() {
         assert!(faults("[sessions]\nttl = \"9s\"").contains("lease_ttl"));
         assert!(faults("[sessions]\nheartbeat = \"3s\"").contains("third"));
+    }
+
+    #[test]
+    fn limits_are_taken_and_are_never_zero() {
+        let config = Config::parse("[limits]\nconnections = 7\nwaiters = 9", &Overrides::default()).unwrap();
+        assert_eq!((config.connections_max, config.engine.waiters_max), (7, 9));
+        let faults = faults("[limits]\nconnections = 0\nwaiters = 0");
+        assert!(faults.contains("limits.connections") && faults.contains("limits.waiters"), "{faults}");
     }
 
     #[test]

@@ -15,42 +15,17 @@ use crate::wire;
 
 mod claims;
 mod connections;
+mod freeze;
 mod health;
+mod intake;
 
 use claims::Claims;
 use connections::Connections;
 pub use connections::{Open, Opened, Outbound, OutboundStream, Refusal, outbound};
+use freeze::Freezes;
 pub use health::Health;
-
-/// Events taken in one turn at most, so that answers are not held back by a flood.
-const TURN_EVENTS_MAX: usize = 256;
-
-/// A turn that comes this much later than the one before means that we were frozen.
-const FREEZE: Duration = Duration::from_millis(500);
-
-/// After a freeze, what waits in the sockets is heard for this long before deadlines are acted on.
-const FREEZE_GRACE: Duration = Duration::from_millis(250);
-
-/// The timer is looked at this often at least: a sleep does not count suspended time, but deadlines do.
-const SLEEP_MAX: Duration = Duration::from_secs(1);
-
-/// What the sessions, or the operator, tell the driver.
-#[derive(Debug)]
-pub enum Event {
-    /// A stream said Hello.
-    Open(Open),
-    /// Parsed items of an established stream.
-    Items {
-        /// The stream's place, from [`Opened`].
-        opened: Opened,
-        /// In the order of arrival.
-        items: Vec<wire::Parsed>,
-    },
-    /// The stream is gone.
-    Closed(Opened),
-    /// Grant no more, and end when nothing is held.
-    Drain,
-}
+pub use intake::{Backlog, EVENT_ITEMS_MAX, Event, Room, Share};
+use intake::{TURN_EVENTS_MAX, take_turn};
 
 /// How the driver ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,8 +48,7 @@ pub struct Driver {
     claims: Claims,
     health: Arc<Health>,
     drained: Option<Ended>,
-    /// Deadlines are not acted on before this instant.
-    deaf_until: Instant,
+    freezes: Freezes,
 }
 
 impl Driver {
@@ -96,7 +70,7 @@ impl Driver {
             claims: Claims::default(),
             health,
             drained: None,
-            deaf_until: Instant::default(),
+            freezes: Freezes::new(clock::now()),
         }
     }
 
@@ -104,35 +78,41 @@ impl Driver {
     pub async fn run(mut self) -> Ended {
         let mut events = Vec::with_capacity(TURN_EVENTS_MAX);
         let mut store_events = Vec::with_capacity(TURN_EVENTS_MAX);
-        let mut last_turn = clock::now();
         loop {
             let sleep = self.sleep_duration(clock::now());
             tokio::select! {
-                count = self.events.recv_many(&mut events, TURN_EVENTS_MAX) => if count == 0 {
-                    return Ended::Abandoned;
+                event = self.events.recv() => match event {
+                    Some(event) => events.push(event),
+                    None => return Ended::Abandoned,
                 },
-                count = self.store_events.recv_many(&mut store_events, TURN_EVENTS_MAX) => if count == 0 {
-                    return Ended::Fault("the store's own thread has ended".into());
+                event = self.store_events.recv() => match event {
+                    Some(event) => store_events.push(event),
+                    None => return Ended::Fault("the store's own thread has ended".into()),
                 },
                 () = tokio::time::sleep(sleep) => {}
             }
+            // Whatever woke us: what is here already goes before deadlines.
+            take_turn(&mut self.events, &mut events);
+            while store_events.len() < TURN_EVENTS_MAX
+                && let Ok(event) = self.store_events.try_recv()
+            {
+                store_events.push(event);
+            }
             // Read after the events were received: what a validity is anchored at must not be later than its receipt.
             let now = clock::now();
-            if now.saturating_since(last_turn) > FREEZE + SLEEP_MAX {
-                tracing::warn!(
-                    gap_ms = now.saturating_since(last_turn).as_millis(),
-                    "the host did not run for a while"
-                );
-                self.deaf_until = now + FREEZE_GRACE;
+            let turn = self.freezes.turn(now);
+            if let Some(gap) = turn.frozen_for {
+                tracing::warn!(gap_ms = gap.as_millis(), "the host did not run for a while");
             }
-            last_turn = now;
             for event in store_events.drain(..) {
                 self.handle_store_event(now, event);
             }
             for event in events.drain(..) {
                 self.handle_event(now, event);
             }
-            self.act_on_deadlines(now);
+            if turn.deadlines {
+                self.act_on_deadlines(now);
+            }
             self.connections.flush();
             self.health.turned(now);
             if let Some(fault) = self.engine.fault() {
@@ -146,16 +126,10 @@ impl Driver {
 
     fn sleep_duration(&self, now: Instant) -> Duration {
         let deadline = [self.engine.next_deadline(), self.claims.next_retry()].into_iter().flatten().min();
-        match deadline {
-            None => SLEEP_MAX,
-            Some(deadline) => deadline.max(self.deaf_until).saturating_since(now).min(SLEEP_MAX),
-        }
+        self.freezes.sleep(now, deadline)
     }
 
     fn act_on_deadlines(&mut self, now: Instant) {
-        if now < self.deaf_until {
-            return;
-        }
         if self.engine.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.engine.handle_timeout(now);
             self.carry_out(now);
@@ -172,7 +146,7 @@ impl Driver {
                     self.feed(now, input);
                 }
             }
-            Event::Items { opened, items } => {
+            Event::Items { opened, items, room: _room } => {
                 if self.connections.is_current(opened) {
                     for item in items {
                         self.handle_item(now, opened, item);
@@ -225,10 +199,15 @@ impl Driver {
             store::Event::Contended { key } => self.feed(now, Input::OwnershipContended { key }),
             store::Event::Lost { key } => {
                 tracing::error!(%key, "the ownership record was taken from us");
+                if self.engine.owns(&key) {
+                    // To raise a record that is no more; a claim to own the key anew goes on.
+                    self.claims.forget(&key);
+                }
                 self.feed(now, Input::OwnershipLost { key });
             }
             store::Event::Failed { key, claim, error } => {
-                if self.claims.failed(now, &key, claim, &error) == claims::Verdict::GiveUp {
+                let wanted = self.engine.owns(&key) || self.engine.queue_length(&key) > 0;
+                if self.claims.failed(now, &key, claim, &error, wanted) == claims::Verdict::GiveUp {
                     self.feed(now, Input::OwnershipRefused { key, claim });
                 }
             }

@@ -6,6 +6,7 @@ pub mod config;
 pub mod driver;
 pub mod guard;
 pub mod plugin_file;
+mod port;
 pub mod service;
 pub mod sessions;
 pub mod store;

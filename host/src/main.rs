@@ -67,7 +67,9 @@ A configuration file with every field at its default:
   lease_ttl = \"5s\"                 # a host unheard of for this long is dead: its keys may be taken over
   epoch_base = 0                   # fencing tokens start above this epoch; raise it after restoring a backup
   [limits]                         # past these, requests are rejected at once
+  connections = 4096               # more are closed at once
   sessions = 10000
+  waiters = 1000000                # of all sessions and keys
   waiters_per_session = 10000
   waiters_per_key = 10000
   keys = 1000000
@@ -78,7 +80,7 @@ A configuration file with every field at its default:
   idle = \"1m\"                      # an unused key is given up after this long
   handoff_grants = 64              # when another host wants a key: so many more local grants,
   handoff_time = \"100ms\"           # and for so long, then it is passed on
-  claim_patience = \"1s\"            # how long a request with wait=0 waits for the store
+  claim_patience = \"1s\"            # a request waits for the store for this long at least, even with wait=0
   [drain]
   grace = \"30s\"                    # on SIGTERM: how long holds may still last
 

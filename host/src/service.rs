@@ -8,8 +8,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::TcpListenerStream;
 use turnstile_core::Engine;
 use turnstile_protocol::{KEY_MAX_BYTES, MESSAGE_MAX_BYTES, VERSION, v1};
 
@@ -18,7 +16,7 @@ use crate::driver::{Driver, Ended, Event, Health};
 use crate::sessions::Sessions;
 use crate::store::sqlite::{self, SqliteStore};
 use crate::store::{self, Store};
-use crate::{admin, clock, wire};
+use crate::{admin, clock, port, wire};
 
 /// Messages of all streams that may wait for the driver; past them the streams are not read.
 const EVENTS_MAX: usize = 1_024;
@@ -26,6 +24,9 @@ const EVENTS_MAX: usize = 1_024;
 /// Received bytes that a proxy may have under way: its small messages must never run into HTTP/2's own flood guards
 /// while the host is slow for a moment.
 const WINDOW_BYTES: u32 = 64 << 20;
+
+/// Streams of one connection at once. A proxy's worker needs one, and for a moment a second one when it resumes.
+const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 
 /// How often peers are sent an HTTP/2 ping.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
@@ -101,7 +102,7 @@ impl Host {
         let driver = Driver::new(engine, store, store_receiver, receiver, welcome, Arc::clone(&health));
         let driver = tokio::spawn(driver.run());
 
-        let ports = vec![serve_sessions(sessions, events.clone()), admin::serve(admin, health)];
+        let ports = vec![serve_sessions(sessions, config.connections_max, events.clone()), admin::serve(admin, health)];
         tracing::info!(%sessions_address, %admin_address, incarnation, "listening");
         Ok(Self { sessions_address, admin_address, events, driver, ports, drain_grace: config.drain_grace })
     }
@@ -136,10 +137,12 @@ impl Host {
 
     async fn drain(&mut self) -> Stopped {
         tracing::info!(grace_s = self.drain_grace.as_secs(), "draining: no new grants, waiting for holds to end");
-        if self.events.send(Event::Drain).await.is_err() {
-            return stopped((&mut self.driver).await);
-        }
-        match tokio::time::timeout(self.drain_grace, &mut self.driver).await {
+        let ended = async {
+            // A driver that is gone already has said why.
+            let _ = self.events.send(Event::Drain).await;
+            (&mut self.driver).await
+        };
+        match tokio::time::timeout(self.drain_grace, ended).await {
             Ok(ended) => stopped(ended),
             Err(_) => {
                 self.driver.abort();
@@ -194,24 +197,20 @@ fn welcome(config: &Config) -> Result<v1::Welcome, StartError> {
     })
 }
 
-fn serve_sessions(listener: TcpListener, events: mpsc::Sender<Event>) -> (oneshot::Sender<()>, JoinHandle<()>) {
+fn serve_sessions(
+    listener: TcpListener,
+    connections_max: usize,
+    events: mpsc::Sender<Event>,
+) -> (oneshot::Sender<()>, JoinHandle<()>) {
     let (end, ended) = oneshot::channel();
-    // Small answers must not wait for the peer's delayed acknowledgement. (The builder's own switch is for listeners
-    // that it makes itself.)
-    let accepted = TcpListenerStream::new(listener).map(|stream| {
-        stream.inspect(|stream| {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::warn!(%error, "cannot turn Nagle's algorithm off");
-            }
-        })
-    });
     let server = tonic::transport::Server::builder()
+        .max_concurrent_streams(Some(STREAMS_PER_CONNECTION_MAX))
         .initial_connection_window_size(WINDOW_BYTES)
         .initial_stream_window_size(WINDOW_BYTES)
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_PATIENCE))
         .add_service(Sessions::new(events))
-        .serve_with_incoming_shutdown(accepted, async move {
+        .serve_with_incoming_shutdown(port::incoming(listener, connections_max), async move {
             let _ = ended.await;
         });
     let task = tokio::spawn(async move {
@@ -220,4 +219,25 @@ fn serve_sessions(listener: TcpListener, events: mpsc::Sender<Event>) -> (onesho
         }
     });
     (end, task)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_driver_that_takes_nothing_any_more_does_not_outlast_the_grace() {
+        let (events, _never_read) = mpsc::channel(1);
+        events.send(Event::Drain).await.unwrap();
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let host = Host {
+            sessions_address: nowhere,
+            admin_address: nowhere,
+            events,
+            driver: tokio::spawn(std::future::pending()),
+            ports: Vec::new(),
+            drain_grace: Duration::from_millis(1),
+        };
+        assert_eq!(host.run_until(async {}).await, Stopped::GraceOver);
+    }
 }

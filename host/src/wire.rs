@@ -1,5 +1,6 @@
 //! Between the messages of the session protocol and the types of the lock engine: parsed once, here.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use turnstile_core::{
@@ -56,11 +57,24 @@ pub struct ParsedResume {
     pub refused: Vec<(RequestId, v1::RejectReason)>,
 }
 
+/// Entries of each of the lists of a Resume at most. Far above what the filter keeps (waiters 4,096, holds 16,384,
+/// releases 32,768): a Resume that is refused costs its session all holds.
+const RESUME_LIST_MAX: usize = 65_536;
+
+/// How many entries a Resume has.
+pub fn resume_length(resume: &v1::Resume) -> usize {
+    resume.waiters.len() + resume.holds.len() + resume.releases.len()
+}
+
 /// Parses what a resuming client believes.
 ///
 /// # Errors
 /// How it breaks the protocol, so that the stream must end.
 pub fn parse_resume(resume: v1::Resume) -> Result<ParsedResume, &'static str> {
+    let lengths = [resume.waiters.len(), resume.holds.len(), resume.releases.len()];
+    if lengths.into_iter().any(|length| length > RESUME_LIST_MAX) {
+        return Err("a Resume with more entries than are taken");
+    }
     let mut waiters = Vec::with_capacity(resume.waiters.len());
     let mut refused = Vec::new();
     for acquire in resume.waiters {
@@ -69,7 +83,8 @@ pub fn parse_resume(resume: v1::Resume) -> Result<ParsedResume, &'static str> {
             Err(reason) => refused.push((RequestId(acquire.id), reason)),
         }
     }
-    let holds = resume.holds.into_iter().map(RequestId).collect();
+    let mut seen = HashSet::with_capacity(resume.holds.len());
+    let holds = resume.holds.into_iter().filter(|id| seen.insert(*id)).map(RequestId).collect();
     let releases = resume.releases.into_iter().map(parse_release).collect::<Option<_>>();
     let releases = releases.ok_or(RELEASE_WITHOUT_ENDING)?;
     Ok(ParsedResume { beliefs: Resume { waiters, holds, releases }, refused })
@@ -195,6 +210,19 @@ mod tests {
         assert_eq!(parse_release(v1::Release { id: 1, ending: 0 }), None);
         assert_eq!(parse_release(v1::Release { id: 1, ending: 99 }), None);
         assert_eq!(parse_release(v1::Release { id: 1, ending: 2 }), Some((RequestId(1), Ending::Unclean)));
+    }
+
+    #[test]
+    fn a_resume_is_bounded_and_its_holds_count_once() {
+        let holds = |count| v1::Resume { holds: (0..count).collect(), ..v1::Resume::default() };
+        assert_eq!(parse_resume(holds(65_536)).unwrap().beliefs.holds.len(), 65_536);
+        assert!(parse_resume(holds(65_537)).is_err());
+        let releases = vec![v1::Release { id: 1, ending: 1 }; 65_537];
+        assert!(parse_resume(v1::Resume { releases, ..v1::Resume::default() }).is_err());
+        let waiters = vec![acquire(&[("a", v1::Mode::Exclusive)]); 65_537];
+        assert!(parse_resume(v1::Resume { waiters, ..v1::Resume::default() }).is_err());
+        let twice = v1::Resume { holds: vec![3, 1, 3, 1], ..v1::Resume::default() };
+        assert_eq!(parse_resume(twice).unwrap().beliefs.holds, [RequestId(3), RequestId(1)]);
     }
 
     #[test]

@@ -4,19 +4,22 @@
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 use turnstile_host::config::{Config, Overrides};
 use turnstile_host::service::{Host, Stopped};
-use turnstile_protocol::VERSION;
 use turnstile_protocol::v1::lock_service_client::LockServiceClient;
 use turnstile_protocol::v1::server_item::Item;
 use turnstile_protocol::v1::{
     Acquire, ClientItem, ClientMessage, Ending, Grant, Heartbeat, Hello, KeyRequest, LostReason, Mode, RejectReason,
     Release, Resume, Welcome,
 };
+use turnstile_protocol::{ITEMS_PER_MESSAGE_MAX, NAME_MAX_BYTES, VERSION};
 
 /// Long enough for a loaded machine; a test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,6 +53,10 @@ impl Running {
     }
 }
 
+async fn connect(running: &Running) -> Channel {
+    Endpoint::from_shared(running.address.clone()).unwrap().connect().await.unwrap()
+}
+
 async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("the host did not answer in time")
 }
@@ -63,8 +70,10 @@ struct Stream {
 
 impl Stream {
     async fn open(running: &Running) -> Self {
-        let channel =
-            tonic::transport::Endpoint::from_shared(running.address.clone()).unwrap().connect().await.unwrap();
+        Self::open_on(connect(running).await).await
+    }
+
+    async fn open_on(channel: Channel) -> Self {
         let mut client = LockServiceClient::new(channel);
         let (send, receiver) = mpsc::unbounded_channel();
         let receive = client.session(UnboundedReceiverStream::new(receiver)).await.unwrap().into_inner();
@@ -203,9 +212,97 @@ async fn what_breaks_the_protocol_is_refused_and_the_host_goes_on() {
     stream.say(acquire(1, &"x".repeat(2 << 20), 0));
     assert_eq!(stream.refused().await, Code::OutOfRange);
 
+    let stream = Stream::open(&running).await;
+    stream.say(Hello { node: "x".repeat(NAME_MAX_BYTES + 1), ..hello() });
+    assert_eq!(stream.refused().await, Code::InvalidArgument);
+
+    let (stream, _) = session(&running).await;
+    let items = (0..=ITEMS_PER_MESSAGE_MAX as u64).map(|seq| Heartbeat { seq }.into()).collect();
+    stream.send.send(ClientMessage { items }).unwrap();
+    assert_eq!(stream.refused().await, Code::InvalidArgument);
+
     let (mut stream, _) = session(&running).await;
     stream.say(acquire(1, "default/a", 0));
     stream.grant().await;
+}
+
+#[tokio::test]
+async fn a_message_may_have_as_many_items_as_are_allowed() {
+    let directory = TempDir::new().unwrap();
+    let running = start(&directory, "").await;
+    let (mut stream, _) = session(&running).await;
+    let last = ITEMS_PER_MESSAGE_MAX as u64;
+    let mut items: Vec<ClientItem> = (1..last).map(|_| Heartbeat { seq: 1 }.into()).collect();
+    items.push(Heartbeat { seq: 2 }.into());
+    stream.send.send(ClientMessage { items }).unwrap();
+    assert!(matches!(stream.hear().await.unwrap(), Item::HeartbeatAck(ack) if ack.seq == 2));
+}
+
+#[tokio::test]
+async fn a_wait_shorter_than_the_stores_answer_is_granted() {
+    let directory = TempDir::new().unwrap();
+    // The store commits to a disk, and the machine may be loaded: more than a millisecond each.
+    let running = start(&directory, "[ownership]\nclaim_patience = \"20s\"").await;
+    let (mut stream, _) = session(&running).await;
+    for id in 1..=20 {
+        stream.say(acquire(id, &format!("default/{id}"), 1));
+        assert_eq!(stream.grant().await.id, id);
+    }
+}
+
+#[tokio::test]
+async fn connections_and_their_streams_are_bounded() {
+    let directory = TempDir::new().unwrap();
+    let running = start(&directory, "[limits]\nconnections = 1").await;
+    let channel = connect(&running).await;
+    let mut streams = Vec::new();
+    for _ in 0..64 {
+        let mut stream = Stream::open_on(channel.clone()).await;
+        stream.say(hello());
+        stream.welcome().await;
+        streams.push(stream);
+    }
+    let one_more = tokio::spawn(Stream::open_on(channel.clone()));
+    streams[0].say(Heartbeat { seq: 2 });
+    assert!(matches!(streams[0].hear().await.unwrap(), Item::HeartbeatAck(_)));
+    assert!(!one_more.is_finished(), "a 65th stream on one connection");
+    streams.pop();
+    let mut one_more = within(one_more).await.unwrap();
+    one_more.say(hello());
+    one_more.welcome().await;
+
+    let address = running.address.strip_prefix("http://").unwrap();
+    let mut second = TcpStream::connect(address).await.unwrap();
+    let read = within(second.read(&mut [0; 1])).await;
+    assert!(matches!(read, Ok(0) | Err(_)), "a second connection is served");
+    drop((streams, one_more, channel));
+    // The host needs a moment to see that the first is gone.
+    within(async {
+        loop {
+            let endpoint = Endpoint::from_shared(running.address.clone()).unwrap();
+            if let Ok(channel) = endpoint.connect().await
+                && LockServiceClient::new(channel).session(tokio_stream::empty()).await.is_ok()
+            {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_resume_beyond_all_bounds_is_refused_and_the_session_goes_on() {
+    let directory = TempDir::new().unwrap();
+    let running = start(&directory, "").await;
+    let (mut stream, welcome) = session(&running).await;
+    stream.say(acquire(1, "default/a", 0));
+    stream.grant().await;
+    let flood = Stream::open(&running).await;
+    flood.say(resume(&welcome, 2, 2, Resume { holds: (0..70_000).collect(), ..Resume::default() }));
+    assert_eq!(flood.refused().await, Code::InvalidArgument);
+    stream.say(Heartbeat { seq: 2 });
+    assert!(matches!(stream.hear().await.unwrap(), Item::HeartbeatAck(_)));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use crate::promise::Lease;
 use crate::requests::{Patience, Place, Request, RequestIndex, Stage, Waiting};
 use crate::sessions::Link;
 use crate::timers::Timer;
-use crate::{Acquire, Command, Ending, Engine, HolderId, RejectReason, RequestId, SessionId};
+use crate::{Acquire, Command, Ending, Engine, HolderId, Instant, RejectReason, RequestId, SessionId};
 
 impl Engine {
     pub(crate) fn acquire(&mut self, session: SessionId, acquire: Acquire) -> Step {
@@ -39,6 +39,8 @@ impl Engine {
             Some(RejectReason::Draining)
         } else if known.waiters >= self.config.waiters_per_session_max {
             Some(RejectReason::SessionFull)
+        } else if self.requests.waiters() >= self.config.waiters_max {
+            Some(RejectReason::QueueFull)
         } else {
             None
         };
@@ -65,6 +67,9 @@ impl Engine {
     fn enqueue(&mut self, session: SessionId, acquire: Acquire, key: KeyIndex) -> Step {
         let now = self.now;
         let (patience, wait) = self.patience(acquire.wait);
+        let own_deadline = now + wait;
+        let deadline =
+            if self.waits_for_store_alone(key)? { now + wait.max(self.config.claim_patience) } else { own_deadline };
         let known = self.sessions.get_mut(session)?;
         let place = match known.link {
             Link::Connected => Place::Live,
@@ -76,7 +81,6 @@ impl Engine {
         let index = self.requests.next_index()?;
         let queue = entry.queue.get_or_insert_default();
         let ticket = queue.push(index, place, patience == Patience::Try, lock_delay);
-        let deadline = now + wait;
         let stored = self.requests.insert(Request {
             holder: HolderId { session, request: acquire.request },
             key,
@@ -84,7 +88,7 @@ impl Engine {
             hold_max: acquire.hold.unwrap_or(self.config.hold_max).min(self.config.hold_max),
             lock_delay,
             since: now,
-            stage: Stage::Waiting(Waiting { ticket, deadline, patience, place }),
+            stage: Stage::Waiting(Waiting { ticket, deadline, own_deadline, patience, place }),
         })?;
         if stored != index {
             return Err(Fault::Broken("a request got another place"));
@@ -101,6 +105,33 @@ impl Engine {
         } else {
             (Patience::Wait, wait.min(self.config.wait_max))
         }
+    }
+
+    /// Whether nothing but the store's answer stands between the key and one more waiter. Its wait is then stretched to
+    /// the claim patience: however short, it must not end before the store can have answered.
+    fn waits_for_store_alone(&self, key: KeyIndex) -> Step<bool> {
+        let key = self.keys.get(key)?;
+        let unanswered = matches!(key.ownership, Ownership::None | Ownership::Claiming { queued: false, .. });
+        Ok(unanswered && key.is_free() && key.waiters() == 0)
+    }
+
+    /// The store has answered, and something else stands in the way: a stretched wait is cut to what was asked for.
+    pub(crate) fn end_store_patience(&mut self, key: KeyIndex) -> Step {
+        // A wait is stretched only at the head of the queue.
+        let Some(first) = self.keys.get(key)?.queue.as_ref().and_then(|queue| queue.first()) else { return Ok(()) };
+        let own_deadline = self.requests.waiting(first)?.own_deadline;
+        self.advance_deadline(first, own_deadline)
+    }
+
+    fn advance_deadline(&mut self, index: RequestIndex, deadline: Instant) -> Step {
+        let waiting = self.requests.waiting(index)?;
+        if deadline < waiting.deadline {
+            let before = core::mem::replace(&mut waiting.deadline, deadline);
+            waiting.own_deadline = waiting.own_deadline.min(deadline);
+            self.timers.clear(before, Timer::WaitOver(index));
+            self.timers.set(deadline, Timer::WaitOver(index));
+        }
+        Ok(())
     }
 
     /// True if one more key may be tracked; gives up the one that has been idle longest if that helps.
@@ -133,14 +164,7 @@ impl Engine {
     /// After a resume: the wait ends when the client says, if that is earlier.
     pub(crate) fn hasten(&mut self, index: RequestIndex, wait: Duration) -> Step {
         let (_, wait) = self.patience(wait);
-        let deadline = self.now + wait;
-        let waiting = self.requests.waiting(index)?;
-        if deadline < waiting.deadline {
-            let before = core::mem::replace(&mut waiting.deadline, deadline);
-            self.timers.clear(before, Timer::WaitOver(index));
-            self.timers.set(deadline, Timer::WaitOver(index));
-        }
-        Ok(())
+        self.advance_deadline(index, self.now + wait)
     }
 
     pub(crate) fn wait_over(&mut self, index: RequestIndex) -> Step {

@@ -82,6 +82,7 @@ impl Engine {
             timers += self.check_stage(index, request, key);
         }
         assert_eq!(holds, self.requests.holds(), "holds are miscounted");
+        assert!(self.requests.waiters() <= self.config.waiters_max, "I7: too many waiters");
         let queued: usize = self.keys.iter().map(|(_, key)| key.waiters()).sum();
         assert_eq!(queued, self.requests.waiters(), "I5: a queue has what is no waiter");
         timers
@@ -94,6 +95,7 @@ impl Engine {
                 let queue = key.queue.as_ref().expect("I5: a waiter has no queue");
                 let is_try = waiting.patience == Patience::Try;
                 assert!(queue.has(waiting.ticket, waiting.place, is_try), "I4: {:?} lost its place", request.holder);
+                assert!(waiting.own_deadline <= waiting.deadline, "I5: {:?} waits too short", request.holder);
                 self.expect_timer(waiting.deadline, Timer::WaitOver(index))
             }
             Stage::Holding(hold) => {

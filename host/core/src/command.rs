@@ -43,7 +43,7 @@ pub enum RejectReason {
     Conflict,
     /// The wait is over.
     WaitTimeout,
-    /// The key has as many waiters as it may have.
+    /// The key, or the host as a whole, has as many waiters as it may have.
     QueueFull,
     /// The session has as many waiters as it may have.
     SessionFull,

@@ -9,6 +9,8 @@ pub struct Config {
     pub session_ttl: Duration,
     /// Sessions at once (I7).
     pub sessions_max: usize,
+    /// Waiters at once, of all sessions and keys (I7).
+    pub waiters_max: usize,
     /// Waiters of one session at once (I7).
     pub waiters_per_session_max: usize,
     /// Waiters of one key at once (I7).
@@ -21,7 +23,9 @@ pub struct Config {
     pub hold_max: Duration,
     /// The longest lock delay; longer ones are cut to it.
     pub lock_delay_max: Duration,
-    /// How long a try (wait 0) waits for the *store* when the key is not owned yet.
+    /// How long a request waits for the *store* at least, however short its own wait (0 is a try), when nothing else
+    /// stands between it and the key: free here, not owned yet, nobody before it. Once the store has answered that
+    /// somebody else has the key, its own wait counts.
     pub claim_patience: Duration,
     /// What local waiters may still get when another host wants the key.
     pub handoff_budget: HandoffBudget,
@@ -43,6 +47,7 @@ impl Default for Config {
         Self {
             session_ttl: Duration::from_secs(4),
             sessions_max: 10_000,
+            waiters_max: 1_000_000,
             waiters_per_session_max: 10_000,
             waiters_per_key_max: 10_000,
             keys_max: 1_000_000,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::fault::{Fault, Step};
-use crate::keys::{KeyIndex, Keys};
+use crate::keys::{KeyIndex, Keys, Ownership};
 use crate::mutation::Mutation;
 use crate::promise::Lease;
 use crate::requests::Requests;
@@ -119,6 +119,12 @@ impl Engine {
     /// Keys that are ours in the store.
     pub fn owned_key_count(&self) -> usize {
         self.keys.owned()
+    }
+
+    /// Whether the key is ours in the store, as far as was told.
+    pub fn owns(&self, key: &LockKey) -> bool {
+        let key = self.keys.find(key).and_then(|index| self.keys.get(index).ok());
+        key.is_some_and(|key| matches!(key.ownership, Ownership::Owned(_)))
     }
 
     /// Requests that wait.

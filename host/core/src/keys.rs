@@ -47,7 +47,7 @@ struct IdleLinks {
 pub(crate) enum Ownership {
     /// Nothing: never asked, or lost. Tracked for a local hold or quarantine only.
     None,
-    /// Asked for, not ours yet.
+    /// Asked for, not ours yet. Without waiters it is idle until the store answers.
     Claiming {
         claim: ClaimId,
         /// What the claim asked the record to remember.

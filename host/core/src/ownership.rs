@@ -41,6 +41,9 @@ impl Engine {
         if !self.mutated(Mutation::PredecessorIgnored) {
             self.quarantine(index, quarantined_until)?;
         }
+        if !self.keys.get(index)?.is_free() {
+            self.end_store_patience(index)?;
+        }
         self.pump(index)
     }
 
@@ -87,13 +90,29 @@ impl Engine {
     }
 
     pub(crate) fn ownership_queued(&mut self, name: &LockKey, answered: ClaimId) -> Step {
-        let Some(index) = self.keys.find(name) else { return Ok(()) };
-        if let Ownership::Claiming { claim, queued, .. } = &mut self.keys.get_mut(index)?.ownership
-            && *claim == answered
-        {
-            *queued = true;
+        let Some(index) = self.keys.find(name) else {
+            // A claim that was withdrawn has queued: no place may stay behind without a key.
+            self.emit(Command::YieldOwnership { key: name.clone() });
+            return Ok(());
+        };
+        match &mut self.keys.get_mut(index)?.ownership {
+            Ownership::Claiming { claim, queued, .. } if *claim == answered => *queued = true,
+            // Whoever queues for a record does not have it: it is another's by now.
+            Ownership::Owned(owned) if owned.pending == Some(answered) => {
+                let asked = owned.asked;
+                self.drop_ownership(index)?;
+                self.keys.set_ownership(index, Ownership::Claiming { claim: answered, asked, queued: true })?;
+                self.lose_holder(index)?;
+            }
+            // An older claim's answer; the newer one decides.
+            Ownership::Claiming { .. } | Ownership::Owned(_) => return Ok(()),
+            Ownership::None => {
+                self.emit(Command::YieldOwnership { key: name.clone() });
+                return Ok(());
+            }
         }
-        Ok(())
+        self.end_store_patience(index)?;
+        self.pump(index)
     }
 
     pub(crate) fn ownership_refused(&mut self, name: &LockKey, refused: ClaimId) -> Step {

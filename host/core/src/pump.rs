@@ -93,9 +93,23 @@ impl Engine {
             Ownership::None if key.waiters() > 0 => Ok(KeyStep::Claim),
             Ownership::None if key.is_free() => Ok(KeyStep::Forget),
             Ownership::None => Ok(KeyStep::Rest),
-            Ownership::Claiming { .. } if key.waiters() == 0 => Ok(KeyStep::Yield),
-            Ownership::Claiming { .. } => Ok(KeyStep::Rest),
+            Ownership::Claiming { queued, .. } => Ok(self.next_step_claiming(key, *queued)),
             Ownership::Owned(owned) => self.next_step_owned(index, key, owned),
+        }
+    }
+
+    /// A claim that nobody waits for any more is left to land: were it withdrawn, waits shorter than the store's answer
+    /// would never come to anything. It counts as idle meanwhile, so that it is neither kept for ever nor in the way.
+    fn next_step_claiming(&self, key: &Key, queued: bool) -> KeyStep {
+        let unwanted = key.waiters() == 0;
+        let idle = unwanted && key.is_free();
+        // A place behind another host would have that host give the key up for nobody.
+        if unwanted && (queued || self.phase != Phase::Serving) {
+            KeyStep::Yield
+        } else if idle != key.is_listed_idle() {
+            if idle { KeyStep::ListIdle } else { KeyStep::UnlistIdle }
+        } else {
+            KeyStep::Rest
         }
     }
 

@@ -44,6 +44,8 @@ pub(crate) enum Stage {
 pub(crate) struct Waiting {
     pub(crate) ticket: Ticket,
     pub(crate) deadline: Instant,
+    /// When its own wait ends; earlier than the deadline while the store alone keeps it waiting.
+    pub(crate) own_deadline: Instant,
     pub(crate) patience: Patience,
     pub(crate) place: Place,
 }

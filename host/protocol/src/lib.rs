@@ -17,6 +17,12 @@ pub const KEY_MAX_BYTES: usize = 512;
 /// The largest gRPC message that either side sends or takes, in bytes.
 pub const MESSAGE_MAX_BYTES: usize = 1 << 20;
 
+/// Items that a client's message may have at most. Above what fits into a message of 64 KiB, even of the smallest items.
+pub const ITEMS_PER_MESSAGE_MAX: usize = 32_768;
+
+/// The longest name of a node or worker in a Hello, in bytes.
+pub const NAME_MAX_BYTES: usize = 256;
+
 /// Names of the headers that the filter sets on guarded requests, and strips from what clients send.
 pub mod headers {
     /// The fencing token: a decimal number below 2^63, one per key, comma-separated.

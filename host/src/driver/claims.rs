@@ -46,12 +46,24 @@ impl Claims {
         }
     }
 
-    /// The retry policy: a match on the error.
-    pub(super) fn failed(&mut self, now: Instant, key: &LockKey, claim: ClaimId, error: &StoreError) -> Verdict {
+    /// The retry policy: a match on the error. `wanted` is false for a claim that nobody waits for.
+    pub(super) fn failed(
+        &mut self,
+        now: Instant,
+        key: &LockKey,
+        claim: ClaimId,
+        error: &StoreError,
+        wanted: bool,
+    ) -> Verdict {
         let Some(pending) = self.pending.get_mut(key).filter(|pending| pending.claim == claim) else {
             return Verdict::Settled;
         };
         match error {
+            // While the store is away, claims for all that was ever asked for would pile up.
+            StoreError::Unavailable(_) if !wanted => {
+                self.forget(key);
+                Verdict::GiveUp
+            }
             StoreError::Unavailable(_) | StoreError::Ambiguous(_) => {
                 let retry_at = now + pending.pause;
                 tracing::warn!(%key, %error, retry_ms = pending.pause.as_millis(), "a claim failed and is tried again");
@@ -117,7 +129,7 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..8 {
             let error = StoreError::Unavailable("away".into());
-            assert_eq!(claims.failed(now, &key, id, &error), Verdict::Settled);
+            assert_eq!(claims.failed(now, &key, id, &error, true), Verdict::Settled);
             let retry_at = claims.next_retry().unwrap();
             pauses.push(retry_at.saturating_since(now).as_millis());
             assert!(claims.due(now).is_empty());
@@ -128,12 +140,31 @@ mod tests {
     }
 
     #[test]
+    fn an_unavailable_store_is_not_asked_again_for_nobody() {
+        let mut claims = Claims::default();
+        let now = Instant::default();
+        let (key, id) = claim(&mut claims, 1);
+        assert_eq!(claims.failed(now, &key, id, &StoreError::Unavailable("away".into()), false), Verdict::GiveUp);
+        assert!(claims.pending.is_empty());
+        // What may have landed must be found out.
+        let (key, id) = claim(&mut claims, 2);
+        assert_eq!(claims.failed(now, &key, id, &StoreError::Ambiguous("lost".into()), false), Verdict::Settled);
+        assert!(claims.next_retry().is_some());
+    }
+
+    #[test]
     fn a_refusal_is_final_and_an_old_claims_answer_is_nobodys() {
         let mut claims = Claims::default();
         let (key, id) = claim(&mut claims, 1);
-        assert_eq!(claims.failed(Instant::default(), &key, id, &StoreError::Rejected("no".into())), Verdict::GiveUp);
+        assert_eq!(
+            claims.failed(Instant::default(), &key, id, &StoreError::Rejected("no".into()), true),
+            Verdict::GiveUp
+        );
         let (key, newer) = claim(&mut claims, 2);
-        assert_eq!(claims.failed(Instant::default(), &key, id, &StoreError::Rejected("no".into())), Verdict::Settled);
+        assert_eq!(
+            claims.failed(Instant::default(), &key, id, &StoreError::Rejected("no".into()), true),
+            Verdict::Settled
+        );
         claims.answered(&key, id);
         assert_eq!(claims.pending.len(), 1);
         claims.answered(&key, newer);

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 use turnstile_core::{EndReason, HeartbeatSeq, Input, RequestId, SessionId};
-use turnstile_protocol::{VERSION, v1};
+use turnstile_protocol::{NAME_MAX_BYTES, VERSION, v1};
 
 use crate::wire::{self, ParsedResume};
 
@@ -92,17 +92,15 @@ impl Outbound {
         let _ = self.messages.send(Err(status));
     }
 
-    fn send(&self, items: Vec<v1::ServerItem>) -> Result<(), SlowReader> {
-        let before = self.queued_items.fetch_add(items.len(), Ordering::Relaxed);
-        if before + items.len() > OUTBOUND_ITEMS_MAX {
-            return Err(SlowReader);
-        }
+    fn send(&self, items: Vec<v1::ServerItem>) {
+        self.queued_items.fetch_add(items.len(), Ordering::Relaxed);
         let _ = self.messages.send(Ok(v1::ServerMessage { items }));
-        Ok(())
+    }
+
+    fn queued(&self) -> usize {
+        self.queued_items.load(Ordering::Relaxed)
     }
 }
-
-struct SlowReader;
 
 impl Stream for OutboundStream {
     type Item = Result<v1::ServerMessage, tonic::Status>;
@@ -119,15 +117,32 @@ impl Stream for OutboundStream {
 /// A session as the driver sees it; the engine has the same ones.
 struct Connection {
     generation: Generation,
-    /// Absent while the session is suspended.
-    stream: Option<CurrentStream>,
+    stream: CurrentStream,
     pending: Vec<v1::ServerItem>,
 }
 
-struct CurrentStream {
-    outbound: Outbound,
-    /// Dropped to give the stream up; its own task then reports its end, and the session is suspended.
-    alive: Option<oneshot::Sender<()>>,
+/// The stream of a session.
+enum CurrentStream {
+    Open {
+        outbound: Outbound,
+        /// Dropped to give the stream up; its own task then reports its end, and the session is suspended.
+        _alive: oneshot::Sender<()>,
+    },
+    /// Given up by us: nothing is sent on it any more, and its end is yet to be reported.
+    CutOff,
+    /// There is none: the session is suspended.
+    None,
+}
+
+impl Connection {
+    /// Gives the stream up. What its reader was not sent, a resume tells again.
+    fn cut_off(&mut self, session: SessionId) {
+        if let CurrentStream::Open { outbound, .. } = std::mem::replace(&mut self.stream, CurrentStream::CutOff) {
+            tracing::warn!(session = session.0, "a stream is closed: its reader is too slow");
+            outbound.fail(tonic::Status::resource_exhausted("too much unread output"));
+        }
+        self.pending = Vec::new();
+    }
 }
 
 /// A Hello that is let in.
@@ -164,7 +179,7 @@ impl Connections {
                 let resumed = matches!(input, Input::ResumeSession { .. });
                 let connection = Connection {
                     generation: opened.generation,
-                    stream: Some(CurrentStream { outbound, alive: Some(alive) }),
+                    stream: CurrentStream::Open { outbound, _alive: alive },
                     // What was meant for an older stream must not arrive on this one: its anchors are of that one.
                     pending: Vec::new(),
                 };
@@ -187,6 +202,9 @@ impl Connections {
         if hello.protocol_version != VERSION {
             return Err(Refusal::Version(hello.protocol_version));
         }
+        if hello.node.len() > NAME_MAX_BYTES || hello.worker.len() > NAME_MAX_BYTES {
+            return Err(Refusal::Malformed("a node's or worker's name of more than 256 bytes"));
+        }
         let seq = HeartbeatSeq(hello.heartbeat_seq);
         let generation = hello.generation;
         if let Some(resume) = hello.resume.filter(|resume| resume.incarnation == self.welcome.incarnation) {
@@ -208,16 +226,16 @@ impl Connections {
     }
 
     pub(super) fn is_current(&self, opened: Opened) -> bool {
-        self.by_session
-            .get(&opened.session)
-            .is_some_and(|connection| connection.generation == opened.generation && connection.stream.is_some())
+        self.by_session.get(&opened.session).is_some_and(|connection| {
+            connection.generation == opened.generation && !matches!(connection.stream, CurrentStream::None)
+        })
     }
 
     /// Forgets the stream; tells whether it was the current one of its session.
     pub(super) fn close(&mut self, opened: Opened) -> bool {
         let current = self.is_current(opened);
         if current && let Some(connection) = self.by_session.get_mut(&opened.session) {
-            connection.stream = None;
+            connection.stream = CurrentStream::None;
             connection.pending.clear();
         }
         current
@@ -225,14 +243,15 @@ impl Connections {
 
     /// Queues an item for the session's stream; dropped if it has none (a resume will tell it again).
     pub(super) fn send(&mut self, session: SessionId, item: impl Into<v1::ServerItem>) {
-        if let Some(connection) = self.by_session.get_mut(&session)
-            && connection.stream.is_some()
-        {
-            if connection.pending.is_empty() {
-                self.unsent.push(session);
-            }
-            connection.pending.push(item.into());
+        let Some(connection) = self.by_session.get_mut(&session) else { return };
+        let CurrentStream::Open { outbound, .. } = &connection.stream else { return };
+        if outbound.queued() + connection.pending.len() >= OUTBOUND_ITEMS_MAX {
+            return connection.cut_off(session);
         }
+        if connection.pending.is_empty() {
+            self.unsent.push(session);
+        }
+        connection.pending.push(item.into());
     }
 
     /// Sends what is queued, one message a session and turn.
@@ -240,16 +259,10 @@ impl Connections {
         for session in std::mem::take(&mut self.unsent) {
             let Some(connection) = self.by_session.get_mut(&session) else { continue };
             let mut pending = std::mem::take(&mut connection.pending);
-            let Some(stream) = &mut connection.stream else { continue };
+            let CurrentStream::Open { outbound, .. } = &connection.stream else { continue };
             while !pending.is_empty() {
                 let rest = pending.split_off(pending.len().min(MESSAGE_ITEMS_MAX));
-                if stream.outbound.send(std::mem::replace(&mut pending, rest)).is_err() {
-                    if stream.alive.take().is_some() {
-                        tracing::warn!(session = session.0, "a stream is closed: its reader is too slow");
-                        stream.outbound.fail(tonic::Status::resource_exhausted("too much unread output"));
-                    }
-                    break;
-                }
+                outbound.send(std::mem::replace(&mut pending, rest));
             }
         }
     }
@@ -266,14 +279,84 @@ impl Connections {
     /// The engine is done with the session.
     pub(super) fn end(&mut self, session: SessionId, reason: EndReason) {
         let Some(connection) = self.by_session.remove(&session) else { return };
-        if let Some(stream) = connection.stream {
-            stream.outbound.fail(match reason {
+        if let CurrentStream::Open { outbound, .. } = connection.stream {
+            outbound.fail(match reason {
                 EndReason::Expired => tonic::Status::deadline_exceeded("no heartbeat within the session's TTL"),
                 EndReason::TooMany => {
                     tonic::Status::resource_exhausted("this host has as many sessions as it may have")
                 }
                 EndReason::Unknown => tonic::Status::aborted("the session is over"),
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::StreamExt;
+
+    use super::*;
+
+    struct Client {
+        opened: Opened,
+        stream: OutboundStream,
+        given_up: oneshot::Receiver<()>,
+    }
+
+    fn open(connections: &mut Connections, hello: v1::Hello) -> Result<Client, Refusal> {
+        let (outbound, stream) = outbound();
+        let (alive, given_up) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
+        let hello = v1::Hello { protocol_version: VERSION, generation: 1, ..hello };
+        connections.open(Open { hello, outbound, alive, reply });
+        Ok(Client { opened: answer.try_recv().unwrap()?, stream, given_up })
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_too_slow_is_cut_off_and_sent_nothing_more() {
+        let mut connections = Connections::new(v1::Welcome::default());
+        let Client { opened, mut stream, mut given_up } = open(&mut connections, v1::Hello::default()).unwrap();
+        let ack = v1::HeartbeatAck { seq: 1, valid_ms: 1 };
+        // Half of it flushed, half of it within one turn; the Welcome is one of them.
+        for index in 1..OUTBOUND_ITEMS_MAX {
+            connections.send(opened.session, ack);
+            if index == OUTBOUND_ITEMS_MAX / 2 {
+                connections.flush();
+            }
+        }
+        assert!(given_up.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
+        connections.send(opened.session, ack);
+        assert!(given_up.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
+        connections.send(opened.session, ack);
+        connections.flush();
+        assert!(connections.is_current(opened), "its end is yet to be reported");
+
+        let mut items = 0;
+        let status = loop {
+            match stream.next().await.unwrap() {
+                Ok(message) => items += message.items.len(),
+                Err(status) => break status,
+            }
+        };
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        assert_eq!(items, OUTBOUND_ITEMS_MAX / 2 + 1);
+        assert!(stream.next().await.is_none(), "nothing comes after the error");
+        assert!(connections.close(opened), "the session is to be suspended");
+        assert!(!connections.close(opened));
+    }
+
+    #[test]
+    fn a_name_too_long_is_refused() {
+        let mut connections = Connections::new(v1::Welcome::default());
+        let name = |length| "x".repeat(length);
+        assert!(
+            open(&mut connections, v1::Hello { node: name(256), worker: name(256), ..v1::Hello::default() }).is_ok()
+        );
+        for hello in [
+            v1::Hello { node: name(257), ..v1::Hello::default() },
+            v1::Hello { worker: name(257), ..v1::Hello::default() },
+        ] {
+            assert!(matches!(open(&mut connections, hello), Err(Refusal::Malformed(_))));
         }
     }
 }

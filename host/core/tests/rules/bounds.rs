@@ -25,6 +25,19 @@ fn waiters_of_a_session() {
 }
 
 #[test]
+fn waiters_of_all_keys_and_sessions() {
+    let mut bench = Bench::ready_with(2, |config| config.waiters_max = 2);
+    bench.acquire(1, wants(2));
+    assert_eq!(bench.acquire(1, wants(3)), []);
+    assert_eq!(bench.acquire(2, Acquire { key: key("other"), ..wants(1) }), [claim("other", 2)]);
+    let third = Acquire { key: key("third"), ..wants(2) };
+    assert_eq!(bench.acquire(2, third.clone()), [reject(2, 2, RejectReason::QueueFull)]);
+    // A hold is no waiter.
+    bench.gain("other", 2, 1);
+    assert_eq!(bench.acquire(2, Acquire { request: turnstile_core::RequestId(3), ..third }), [claim("third", 3)]);
+}
+
+#[test]
 fn sessions() {
     let mut bench = Bench::new(|config| config.sessions_max = 1);
     bench.open(1);
@@ -53,6 +66,16 @@ fn keys_are_evicted_longest_idle_first_and_never_in_use() {
     bench.gain("c", 3, 1);
     bench.release(1, 4, turnstile_core::Ending::Unclean);
     assert_eq!(bench.acquire(1, on(7, "e")), [reject(1, 7, RejectReason::KeysFull)]);
+}
+
+#[test]
+fn a_claim_that_nobody_waits_for_makes_room() {
+    let mut bench = Bench::new(|config| config.keys_max = 1);
+    bench.open(1);
+    bench.acquire(1, wants(1));
+    assert_eq!(bench.cancel(1, 1), []);
+    assert_eq!(bench.acquire(1, Acquire { key: key("other"), ..wants(2) }), [give_up("k"), claim("other", 2)]);
+    assert_eq!(bench.engine.key_count(), 1);
 }
 
 #[test]

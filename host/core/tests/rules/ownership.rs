@@ -4,6 +4,10 @@ use turnstile_core::{Acquire, ClaimId, Command, Ending, HandoffBudget, Input, Lo
 
 use crate::bench::*;
 
+fn queued(claim: u64) -> Input {
+    Input::OwnershipQueued { key: key("k"), claim: ClaimId(claim) }
+}
+
 fn refused(claim: u64) -> Input {
     Input::OwnershipRefused { key: key("k"), claim: ClaimId(claim) }
 }
@@ -33,11 +37,81 @@ fn a_dead_predecessors_quarantine_is_waited_out() {
 }
 
 #[test]
-fn a_claim_that_nobody_waits_for_is_withdrawn_and_leaves_no_ghost() {
+fn a_claim_that_nobody_waits_for_lands_and_is_kept_idle() {
+    let mut bench = Bench::new(|config| config.claim_patience = ms(10));
+    bench.open(1);
+    bench.acquire(1, Acquire { wait: ms(2), ..wants(1) });
+    assert_eq!(bench.until(10), [reject(1, 1, RejectReason::StoreUnavailable)]);
+    assert_eq!(bench.gain("k", 1, 1), []);
+    assert_eq!(bench.engine.owned_key_count(), 1);
+    assert_eq!(bench.acquire(1, Acquire { wait: ms(2), ..wants(2) }), [grant(1, 2, token(1, 0), 0, VALID)]);
+}
+
+#[test]
+fn a_claim_that_nobody_waits_for_is_withdrawn_when_it_stands_behind_another_host() {
+    let mut bench = Bench::new(|_| {});
+    bench.open(1);
+    // It is answered first, or left first.
+    bench.acquire(1, wants(1));
+    assert_eq!(bench.give(queued(1)), []);
+    assert_eq!(bench.cancel(1, 1), [give_up("k")]);
+    bench.acquire(1, wants(2));
+    assert_eq!(bench.cancel(1, 2), []);
+    assert_eq!(bench.give(queued(2)), [give_up("k")]);
+    assert_eq!(bench.engine.key_count(), 0);
+    // What answers nobody's claim is given up again.
+    assert_eq!(bench.give(queued(2)), [give_up("k")]);
+}
+
+#[test]
+fn a_claim_that_nobody_waits_for_is_withdrawn_at_a_drain() {
     let mut bench = Bench::new(|_| {});
     bench.open(1);
     bench.acquire(1, wants(1));
-    assert_eq!(bench.cancel(1, 1), [give_up("k")]);
+    assert_eq!(bench.cancel(1, 1), []);
+    assert_eq!(bench.give(Input::Drain), [give_up("k"), Command::Drained]);
+}
+
+#[test]
+fn a_place_in_the_queue_for_an_owned_key_means_that_its_record_is_lost() {
+    let mut bench = Bench::new(|_| {});
+    bench.open(2);
+    bench.acquire(1, Acquire { lock_delay: ms(0), ..wants(1) });
+    assert_eq!(bench.gain_with("k", 1, 1, ms(0), 0), [grant(1, 1, token(1, 0), 0, VALID)]);
+    assert_eq!(bench.acquire(2, wants(1)), [claim("k", 2)]);
+    // An older claim's answer says nothing.
+    assert_eq!(bench.give(queued(1)), []);
+    assert_eq!(bench.give(queued(2)), [lost(1, 1, LostReason::Lease)]);
+    assert_eq!(bench.engine.owned_key_count(), 0);
+    assert_eq!(bench.release(1, 1, Ending::Clean), []);
+    // Only the store's word lets it be granted again; the claim stands in its queue.
+    assert_eq!(bench.until(1_000), []);
+    assert_eq!(bench.gain("k", 2, 7), [grant(2, 1, token(7, 0), 1_000, VALID)]);
+
+    // Free, and wanted by nobody.
+    let mut bench = Bench::ready(1);
+    assert_eq!(bench.acquire(1, Acquire { lock_delay: DELAY * 2, ..wants(2) }), [claim_with("k", 2, DELAY * 2, false)]);
+    assert_eq!(bench.cancel(1, 2), []);
+    assert_eq!(bench.give(queued(2)), [give_up("k")]);
+    assert_eq!(bench.engine.key_count(), 0);
+}
+
+#[test]
+fn a_place_in_the_queue_is_given_up_by_a_key_that_wants_none() {
+    let mut bench = Bench::ready(1);
+    bench.acquire(1, wants(2));
+    assert_eq!(bench.give(Input::LeaseLost), [lost(1, 2, LostReason::Lease)]);
+    assert_eq!(bench.give(queued(1)), [give_up("k")]);
+}
+
+#[test]
+fn a_claim_that_the_store_does_not_answer_is_idle_and_leaves_no_ghost() {
+    let mut bench = Bench::new(|config| config.idle_ownership = ms(2_000));
+    bench.open(1);
+    bench.acquire(1, wants(1));
+    assert_eq!(bench.cancel(1, 1), []);
+    assert_eq!(bench.until(1_999), []);
+    assert_eq!(bench.until(2_000), [give_up("k")]);
     assert_eq!(bench.engine.key_count(), 0);
     assert_eq!(bench.gain("k", 1, 1), [give_up("k")]);
     // A newer claim is on its way: the store carries out one after the other, so the older answer means nothing.

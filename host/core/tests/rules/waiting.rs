@@ -44,9 +44,10 @@ fn a_try_waits_for_the_store_for_a_while() {
     bench.open(1);
     assert_eq!(bench.acquire(1, tries(1)), [claim("k", 1)]);
     assert_eq!(bench.until(999), []);
-    assert_eq!(bench.until(1_000), [reject(1, 1, RejectReason::StoreUnavailable), give_up("k")]);
-    assert_eq!(bench.acquire(1, tries(2)), [claim("k", 2)]);
-    assert_eq!(bench.gain_with("k", 2, 5, DELAY, 2_000), [reject_with(1, 2, RejectReason::Conflict, Some(1_000), 0)]);
+    assert_eq!(bench.until(1_000), [reject(1, 1, RejectReason::StoreUnavailable)]);
+    // The claim is still on its way.
+    assert_eq!(bench.acquire(1, tries(2)), []);
+    assert_eq!(bench.gain_with("k", 1, 5, DELAY, 2_000), [reject_with(1, 2, RejectReason::Conflict, Some(1_000), 0)]);
     assert_eq!(bench.until(2_000), []);
     assert_eq!(bench.engine.owned_key_count(), 1);
     assert_eq!(bench.acquire(1, tries(3)), [grant(1, 3, token(5, 0), 0, VALID)]);
@@ -60,9 +61,42 @@ fn a_wait_ends_at_its_deadline_and_says_why() {
     assert_eq!(bench.until(499), []);
     assert_eq!(bench.until(500), [reject_with(2, 1, RejectReason::WaitTimeout, Some(0), 0)]);
     // Never owned nor queued: the store is to blame.
-    let other = Acquire { key: key("other"), wait: ms(500), ..wants(2) };
+    let other = Acquire { key: key("other"), wait: ms(1_500), ..wants(2) };
     assert_eq!(bench.acquire(2, other), [claim("other", 2)]);
-    assert_eq!(bench.until(1_000), [reject(2, 2, RejectReason::StoreUnavailable), give_up("other")]);
+    assert_eq!(bench.until(1_999), []);
+    assert_eq!(bench.until(2_000), [reject(2, 2, RejectReason::StoreUnavailable)]);
+}
+
+#[test]
+fn a_wait_shorter_than_the_stores_answer_is_granted() {
+    let mut bench = Bench::new(|_| {});
+    bench.open(1);
+    assert_eq!(bench.acquire(1, Acquire { wait: ms(2), ..wants(1) }), [claim("k", 1)]);
+    // Somebody is before this one: it is not stretched.
+    assert_eq!(bench.acquire(1, Acquire { wait: ms(2), ..wants(2) }), []);
+    assert_eq!(bench.until(5), [reject_with(1, 2, RejectReason::StoreUnavailable, None, 1)]);
+    assert_eq!(bench.gain("k", 1, 1), [grant(1, 1, token(1, 0), 5, VALID)]);
+    // Owned now: nothing but its own wait counts.
+    assert_eq!(bench.acquire(1, Acquire { wait: ms(2), ..wants(3) }), []);
+    assert_eq!(bench.until(7), [reject(1, 3, RejectReason::WaitTimeout)]);
+}
+
+#[test]
+fn a_stretched_wait_is_cut_when_the_store_says_that_another_has_the_key() {
+    let mut bench = Bench::new(|_| {});
+    bench.open(1);
+    assert_eq!(bench.acquire(1, Acquire { wait: ms(20), ..wants(1) }), [claim("k", 1)]);
+    assert_eq!(bench.until(5), []);
+    let queued = turnstile_core::Input::OwnershipQueued { key: key("k"), claim: turnstile_core::ClaimId(1) };
+    assert_eq!(bench.give(queued), []);
+    assert_eq!(bench.until(19), []);
+    assert_eq!(bench.until(20), [reject(1, 1, RejectReason::WaitTimeout), give_up("k")]);
+
+    // Or a dead host's quarantine.
+    assert_eq!(bench.acquire(1, Acquire { wait: ms(20), ..wants(2) }), [claim("k", 2)]);
+    bench.freeze(60);
+    assert_eq!(bench.gain_with("k", 2, 1, DELAY, 5_000), []);
+    assert_eq!(bench.until(60), [reject_with(1, 2, RejectReason::WaitTimeout, Some(4_940), 0)]);
 }
 
 #[test]

@@ -255,8 +255,15 @@ impl Client {
     fn ask_at_random(&mut self, now: u64, history: &mut History, random: &mut Random) {
         let index = random.range(0, self.habits.keys.len() as u64 - 1) as usize;
         let key = self.habits.keys[index].clone();
-        let wait = if random.chance(15) { 0 } else { random.range(50 * MS, self.habits.wait_max) };
-        let lock_delay = random.range(self.habits.lock_delay_min, self.habits.lock_delay_max);
+        let wait = match random.range(0, 99) {
+            0..15 => 0,
+            // Shorter than the store's answer takes.
+            15..25 => random.range(MS, 50 * MS),
+            _ => random.range(50 * MS, self.habits.wait_max),
+        };
+        // Often small, so that the store's record has to be raised for the others.
+        let least = self.habits.lock_delay_min;
+        let lock_delay = if random.chance(50) { least } else { random.range(least, self.habits.lock_delay_max) };
         let work_max = if self.habits.lock_delay_covers { lock_delay * 97 / 100 } else { 2 * SECOND };
         let work = if random.chance(50) { random.range(0, work_max / 10) } else { random.range(0, work_max) };
         let id = self.ask(now, key, wait, lock_delay, work, history);
