@@ -15,7 +15,7 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, BufferType, ContextType, LogLevel, MetricType};
 use turnstile_protocol::v1::{Ending, Who};
-use turnstile_protocol::{METHOD, SERVICE, headers};
+use turnstile_protocol::{METHOD, NAME_MAX_BYTES, SERVICE, headers};
 use turnstile_rules::{Decision, FilterConfig, RequestView, Rule};
 
 use crate::backoff::{Backoff, Jitter};
@@ -39,6 +39,7 @@ const SETTLED_PER_CALLBACK: usize = 16;
 const IDLE_TICK: Duration = Duration::from_secs(1);
 /// Guarded requests at once, whatever their state.
 const REQUESTS_MAX: usize = 20_000;
+
 /// One configuration of the filter in this worker. During an update, the old one lives on beside the new one.
 struct Root {
     id: u32,
@@ -151,7 +152,10 @@ impl Worker {
     fn new(root: u32, config: FilterConfig) -> Option<Self> {
         let seed = random();
         let node = property(&["xds", "node", "id"]).or_else(|| property(&["node", "id"])).unwrap_or_default();
-        let names = Names { node: String::from_utf8_lossy(&node).into_owned(), worker: format!("{seed:016x}.{root}") };
+        let mut node = String::from_utf8_lossy(&node).into_owned();
+        // The host refuses a longer one.
+        node.truncate(node.floor_char_boundary(NAME_MAX_BYTES));
+        let names = Names { node, worker: format!("{seed:016x}.{root}") };
         let queue = hostcalls::register_shared_queue(&format!("turnstile.{}", names.worker)).ok()?;
         let metrics = Stat::ALL
             .into_iter()
