@@ -187,8 +187,10 @@ fn counted(message: v1::ClientMessage) -> Result<Vec<v1::ClientItem>, Status> {
     Ok(message.items)
 }
 
+/// What the peer did wrong, as opposed to a transport that broke: only the latter has a cause below it.
 fn is_protocol_fault(status: &Status) -> bool {
-    matches!(status.code(), tonic::Code::OutOfRange | tonic::Code::Internal | tonic::Code::InvalidArgument)
+    std::error::Error::source(status).is_none()
+        && matches!(status.code(), tonic::Code::OutOfRange | tonic::Code::Internal | tonic::Code::InvalidArgument)
 }
 
 /// Parses items up to the first violation.
