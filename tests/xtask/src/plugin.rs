@@ -5,6 +5,7 @@ use std::fs;
 use crate::command::quietly;
 use crate::envoy;
 use crate::failure::Failure;
+use crate::host::{self, Profile};
 use crate::layout::{Layout, PartsLock, replace_if_changed};
 use crate::progress::{Done, Progress};
 use crate::wasm::Toolchain;
@@ -17,11 +18,13 @@ const FILE: &str = "turnstile_plugin.wasm";
 
 /// `cargo xtask setup`.
 pub(crate) fn setup(layout: &Layout) -> Result<(), Failure> {
-    let mut progress = Progress::new(STEPS);
+    let mut progress = Progress::new(STEPS + 1);
     let _lock = prepare(layout, &mut progress)?;
+    progress.step("building the release", || host::build(layout, Profile::Release, &[]))?;
     println!(
-        "ready after {:.1} s: {} and {}",
+        "ready after {:.1} s: {}, {} and {}",
         progress.seconds(),
+        layout.short(&layout.program(Profile::Release.directory(), "turnstile")),
         layout.short(&layout.envoy()),
         layout.short(&layout.plugin())
     );
