@@ -153,10 +153,11 @@ async fn bytes_that_are_not_text_do_no_harm() {
     let holder = tokio::spawn(async move { held.send(&Ask::post("/accounts/1/transfer").behave("delay=500")).await });
     world.upstream.began("/accounts/1/transfer").await;
     for name in ["user-agent", "x-anything", "x-request-id", "cookie", "x-turnstile-token", "content-type"] {
-        let ask = Ask::post("/accounts/2/transfer").header_bytes(name, b"\xff\xfe\x80 \xc3(");
+        // A key of its own for each: a try may come to the host before the release of the request before it does.
+        let ask = Ask::post(&format!("/accounts/{name}/transfer")).header_bytes(name, b"\xff\xfe\x80 \xc3(");
         world.expect_ok(ask).await;
     }
-    let guarded = world.upstream.of_path("/accounts/2/transfer");
+    let guarded: Vec<_> = world.upstream.executions().split_off(1);
     assert!(guarded.len() == 6 && guarded.iter().all(|execution| execution.token().is_some()), "{guarded:#?}");
     let status = raw_status(&world, "POST", "/accounts/%ff%fe/transfer", "a").await;
     assert!(matches!(status, 200 | 400), "{status}");
