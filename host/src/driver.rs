@@ -132,7 +132,7 @@ impl Driver {
     fn act_on_deadlines(&mut self, now: Instant) {
         if self.engine.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.engine.handle_timeout(now);
-            self.carry_out(now);
+            self.carry_out();
         }
         for operation in self.claims.due(now) {
             self.store.submit(operation);
@@ -216,16 +216,16 @@ impl Driver {
 
     fn feed(&mut self, now: Instant, input: Input) {
         self.engine.handle(now, input);
-        self.carry_out(now);
+        self.carry_out();
     }
 
-    fn carry_out(&mut self, now: Instant) {
+    fn carry_out(&mut self) {
         while let Some(command) = self.engine.poll_command() {
-            self.carry_out_one(now, command);
+            self.carry_out_one(command);
         }
     }
 
-    fn carry_out_one(&mut self, now: Instant, command: Command) {
+    fn carry_out_one(&mut self, command: Command) {
         match command {
             Command::Grant { session, request, token, waited, seq, valid } => {
                 tracing::debug!(
@@ -253,7 +253,7 @@ impl Driver {
             Command::EndSession { session, reason } => self.connections.end(session, reason),
             Command::ClaimOwnership { key, claim, lock_delay, new_epoch } => {
                 let operation = Operation::Claim { key: key.clone(), claim, lock_delay, new_epoch };
-                self.claims.submitted(now, key, claim, operation.clone());
+                self.claims.submitted(key, claim, operation.clone());
                 self.store.submit(operation);
             }
             Command::YieldOwnership { key } => {

@@ -22,9 +22,6 @@ use crate::wire::{Parsed, parse_item};
 /// A stream that has not said Hello by then is closed.
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Items gathered from several messages before they are handed on.
-const GATHERED_ITEMS_MAX: usize = 1_024;
-
 /// The gRPC service; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Sessions {
@@ -77,7 +74,6 @@ async fn serve(
     };
     let (alive, mut given_up) = oneshot::channel();
     let opened = open(hello, outbound, alive, &events).await?;
-    // The driver holds the other sender: when it drops its own, the stream of answers must be able to end.
     let forwarder = Forwarder { opened, events: &events, share };
     let result = tokio::select! {
         result = forwarder.run(&mut inbound, items.collect()) => result,
@@ -163,7 +159,7 @@ async fn receive(
 ) -> Option<Result<(), Status>> {
     let mut messages = 0;
     poll_fn(|context| {
-        while items.len() < GATHERED_ITEMS_MAX && messages < GATHERED_ITEMS_MAX {
+        while items.len() < EVENT_ITEMS_MAX && messages < EVENT_ITEMS_MAX {
             match Pin::new(&mut *inbound).poll_next(context) {
                 Poll::Ready(Some(message)) => match message.and_then(counted) {
                     Ok(more) => items.extend(more),

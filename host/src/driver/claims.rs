@@ -35,7 +35,7 @@ pub(super) struct Claims {
 }
 
 impl Claims {
-    pub(super) fn submitted(&mut self, _now: Instant, key: LockKey, claim: ClaimId, operation: Operation) {
+    pub(super) fn submitted(&mut self, key: LockKey, claim: ClaimId, operation: Operation) {
         self.forget(&key);
         self.pending.insert(key, Pending { claim, operation, pause: RETRY_FIRST, retry_at: None });
     }
@@ -117,7 +117,7 @@ mod tests {
         let key = LockKey::parse("a").unwrap();
         let operation =
             Operation::Claim { key: key.clone(), claim: ClaimId(id), lock_delay: Duration::ZERO, new_epoch: false };
-        claims.submitted(Instant::default(), key.clone(), ClaimId(id), operation);
+        claims.submitted(key.clone(), ClaimId(id), operation);
         (key, ClaimId(id))
     }
 
