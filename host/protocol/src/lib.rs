@@ -14,6 +14,15 @@ pub const METHOD: &str = "Session";
 /// The longest lock key, namespace included, in bytes.
 pub const KEY_MAX_BYTES: usize = 512;
 
+/// Keys that one Acquire may name at most.
+pub const KEYS_PER_ACQUIRE_MAX: usize = 16;
+
+/// The largest N of the mode "at most N holders at once".
+pub const LIMIT_MAX: u32 = 65_535;
+
+/// The length of a holder secret, in bytes: the incarnation's name (8), and what nobody guesses (16).
+pub const HOLDER_SECRET_BYTES: usize = 24;
+
 /// The largest gRPC message that either side sends or takes, in bytes.
 pub const MESSAGE_MAX_BYTES: usize = 1 << 20;
 
@@ -29,7 +38,7 @@ pub mod headers {
     pub const TOKEN: &str = "x-turnstile-token";
     /// The lock key, `namespace/name`, one per token, comma-separated.
     pub const KEY: &str = "x-turnstile-key";
-    /// The holder secret, for re-entry; stripped from clients unless a rule enables it.
+    /// The holder secret in hexadecimal digits, for re-entry; stripped from clients unless a rule enables it.
     pub const HOLDER: &str = "x-turnstile-holder";
 }
 
