@@ -227,15 +227,15 @@ impl Driver {
 
     fn carry_out_one(&mut self, command: Command) {
         match command {
-            Command::Grant { session, request, token, waited, seq, valid } => {
+            Command::Grant { session, request, keys, secret: _, waited, seq, valid } => {
                 tracing::debug!(
                     session = session.0,
                     holder = request.0,
-                    token = token.as_u64(),
+                    token = keys.first().map(|key| key.token.as_u64()),
                     wait_ms = waited.as_millis(),
                     "granted"
                 );
-                self.connections.send(session, wire::grant(request, token, waited, seq, valid));
+                self.connections.send(session, wire::grant(request, &keys, waited, seq, valid));
             }
             Command::Reject { session, request, reason, retry_after, queue_length } => {
                 tracing::debug!(session = session.0, holder = request.0, ?reason, "rejected");

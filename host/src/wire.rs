@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use turnstile_core::{
-    Acquire, Ending, HeartbeatSeq, Input, LockKey, LostReason, Mode, RejectReason, RequestId, Resume, SessionId, Token,
+    Acquire, Ending, HeartbeatSeq, Input, KeyGrant, LockKey, LostReason, RejectReason, RequestId, Resume, SessionId,
 };
 use turnstile_protocol::v1;
 
@@ -97,19 +97,17 @@ fn parse_acquire(acquire: &v1::Acquire) -> Result<Acquire, v1::RejectReason> {
     if !acquire.reentry_secret.is_empty() {
         return Err(v1::RejectReason::Unsupported);
     }
-    let mode = match request.mode() {
-        v1::Mode::Exclusive => Mode::Exclusive,
+    match request.mode() {
+        v1::Mode::Exclusive => {}
         v1::Mode::Unspecified => return Err(v1::RejectReason::Invalid),
         v1::Mode::Shared | v1::Mode::Limit => return Err(v1::RejectReason::Unsupported),
-    };
+    }
     let key = LockKey::parse(&request.key).map_err(|_| v1::RejectReason::Invalid)?;
     Ok(Acquire {
-        request: RequestId(acquire.id),
-        key,
-        mode,
         wait: millis(acquire.wait_ms),
         hold: (acquire.hold_ms > 0).then(|| millis(acquire.hold_ms)),
         lock_delay: millis(acquire.lock_delay_ms),
+        ..Acquire::of_key(RequestId(acquire.id), key)
     })
 }
 
@@ -124,10 +122,11 @@ fn parse_release(release: v1::Release) -> Option<(RequestId, Ending)> {
 }
 
 /// A grant as it goes over the wire.
-pub fn grant(request: RequestId, token: Token, waited: Duration, seq: HeartbeatSeq, valid: Duration) -> v1::Grant {
+pub fn grant(request: RequestId, keys: &[KeyGrant], waited: Duration, seq: HeartbeatSeq, valid: Duration) -> v1::Grant {
+    let of_key = |key: &KeyGrant| v1::KeyGrant { token: key.token.as_u64(), barrier: key.barrier.as_u64() };
     v1::Grant {
         id: request.0,
-        keys: vec![v1::KeyGrant { token: token.as_u64(), barrier: token.as_u64() }],
+        keys: keys.iter().map(of_key).collect(),
         holder_secret: Vec::new(),
         waited_ms: to_millis(waited),
         heartbeat_seq: seq.0,
@@ -157,6 +156,9 @@ pub fn reject_reason(reason: RejectReason) -> v1::RejectReason {
         RejectReason::Draining => v1::RejectReason::Draining,
         RejectReason::Invalid => v1::RejectReason::Invalid,
         RejectReason::TokensExhausted => v1::RejectReason::TokensExhausted,
+        RejectReason::WaitHopeless => v1::RejectReason::WaitHopeless,
+        RejectReason::NoSuchHold => v1::RejectReason::NoSuchHold,
+        RejectReason::Upgrade => v1::RejectReason::Upgrade,
     }
 }
 
@@ -165,6 +167,7 @@ pub fn lost(request: RequestId, reason: LostReason) -> v1::Lost {
     let reason = match reason {
         LostReason::HoldLimit => v1::LostReason::HoldLimit,
         LostReason::Lease => v1::LostReason::Lease,
+        LostReason::Forced => v1::LostReason::Forced,
         LostReason::Unknown => v1::LostReason::Unknown,
     };
     v1::Lost { id: request.0, reason: reason.into() }

@@ -9,7 +9,9 @@ use crate::promise::Lease;
 use crate::requests::{Patience, Place, Request, RequestIndex, Stage, Waiting};
 use crate::sessions::Link;
 use crate::timers::Timer;
-use crate::{Acquire, Command, Ending, Engine, HolderId, Instant, RejectReason, RequestId, SessionId};
+use crate::{
+    Acquire, Command, Ending, Engine, HolderId, Instant, KeyRequest, Mode, RejectReason, RequestId, SessionId,
+};
 
 impl Engine {
     pub(crate) fn acquire(&mut self, session: SessionId, acquire: Acquire) -> Step {
@@ -47,9 +49,12 @@ impl Engine {
         if let Some(reason) = refused {
             return self.reject(session, request, reason, None);
         }
-        let key = match self.keys.find(&acquire.key) {
+        let [KeyRequest { key: name, mode: Mode::Exclusive }] = acquire.keys.as_slice() else {
+            return self.reject(session, request, RejectReason::Invalid, None);
+        };
+        let key = match self.keys.find(name) {
             Some(key) => key,
-            None if self.make_room()? => self.keys.insert(acquire.key.clone())?,
+            None if self.make_room()? => self.keys.insert(name.clone())?,
             None => return self.reject(session, request, RejectReason::KeysFull, None),
         };
         let tracked = self.keys.get(key)?;
@@ -84,7 +89,7 @@ impl Engine {
         let stored = self.requests.insert(Request {
             holder: HolderId { session, request: acquire.request },
             key,
-            mode: acquire.mode,
+            mode: Mode::Exclusive,
             hold_max: acquire.hold.unwrap_or(self.config.hold_max).min(self.config.hold_max),
             lock_delay,
             since: now,

@@ -191,6 +191,7 @@ impl Engine {
             Input::OwnershipLost { key } => self.ownership_lost(&key),
             Input::LeaseRenewed { until } => self.lease_renewed(until),
             Input::LeaseLost => self.lease_lost(),
+            Input::ForceRelease { .. } => Ok(()),
             Input::Drain => self.drain(),
         }
     }

@@ -5,7 +5,9 @@ use crate::keys::KeyIndex;
 use crate::mutation::Mutation;
 use crate::requests::{Hold, RequestIndex, Stage};
 use crate::timers::Timer;
-use crate::{Command, Ending, Engine, Instant, LostReason, Token};
+use smallvec::smallvec;
+
+use crate::{Command, Ending, Engine, HolderId, Instant, KeyGrant, LostReason, Token};
 
 impl Engine {
     /// Makes the waiter a holder; the key's next step said that it may be one.
@@ -26,8 +28,9 @@ impl Engine {
         let holder = request.holder;
         let waited = hold.granted.saturating_since(request.since);
         let (seq, valid) = self.promise(holder.session)?;
-        let token = hold.token;
-        self.emit(Command::Grant { session: holder.session, request: holder.request, token, waited, seq, valid });
+        let keys = smallvec![KeyGrant { token: hold.token, barrier: hold.token }];
+        let HolderId { session, request } = holder;
+        self.emit(Command::Grant { session, request, keys, secret: None, waited, seq, valid });
         Ok(())
     }
 

@@ -184,6 +184,20 @@ impl Queue {
         self.tries.remove(&ticket);
     }
 
+    /// In the order of their coming, whether their turn can come or not.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = RequestIndex> {
+        let mut sides = [self.live.iter().peekable(), self.passed_over.iter().peekable()];
+        core::iter::from_fn(move || {
+            let [live, passed_over] = &mut sides;
+            match (live.peek(), passed_over.peek()) {
+                (Some((first, _)), Some((second, _))) if second < first => passed_over.next(),
+                (Some(_), _) => live.next(),
+                (None, _) => passed_over.next(),
+            }
+            .map(|(_, index)| *index)
+        })
+    }
+
     pub(crate) fn first(&self) -> Option<RequestIndex> {
         let sides = [self.live.first_key_value(), self.passed_over.first_key_value()];
         sides.into_iter().flatten().min_by_key(|(ticket, _)| **ticket).map(|(_, request)| *request)
@@ -268,6 +282,12 @@ impl Keys {
         self.owned -= usize::from(matches!(key.ownership, Ownership::Owned(_)));
         self.by_name.remove(&key.name);
         Ok(())
+    }
+
+    /// How many places the table has; every index is below.
+    pub(crate) fn places(&self) -> u32 {
+        // The slab never shrinks, so this is a bound on every key it has.
+        u32::try_from(self.slab.capacity()).unwrap_or(u32::MAX)
     }
 
     /// All keys, in an order that depends on nothing but past inputs.

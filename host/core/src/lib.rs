@@ -10,6 +10,7 @@ mod acquire;
 mod check;
 mod command;
 mod config;
+mod describe;
 mod engine;
 mod fault;
 mod holds;
@@ -25,13 +26,17 @@ mod sessions;
 mod time;
 mod timers;
 
-pub use command::{Command, EndReason, LostReason, RejectReason};
+pub use command::{Command, EndReason, KeyGrant, LostReason, RejectReason};
 pub use config::{Config, HandoffBudget};
+pub use describe::{HolderDescription, KeyDescription, KeyPage, OwnershipDescription, WaiterDescription};
 pub use engine::Engine;
 pub use fault::Fault;
-pub use input::{Acquire, Ending, Input, Resume};
+pub use input::{Acquire, Ending, ForcedDelay, Input, KeyRequest, Reentry, Resume, Who};
 #[cfg(feature = "mutations")]
 #[doc(hidden)]
 pub use mutation::Mutation;
-pub use names::{ClaimId, Epoch, HeartbeatSeq, HolderId, InvalidLockKey, LockKey, Mode, RequestId, SessionId, Token};
+pub use names::{
+    ClaimId, Epoch, HeartbeatSeq, HolderId, HolderSecret, InvalidLockKey, LockKey, Mode, RequestId, SessionId, Token,
+};
+pub use smallvec::{SmallVec, smallvec};
 pub use time::Instant;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use turnstile_core::{
-    Acquire, ClaimId, Command, Config, EndReason, Ending, Engine, Epoch, HeartbeatSeq, Input, Instant, LockKey,
-    LostReason, Mode, RejectReason, RequestId, Resume, SessionId, Token,
+    Acquire, ClaimId, Command, Config, EndReason, Ending, Engine, Epoch, HeartbeatSeq, Input, Instant, KeyGrant,
+    KeyRequest, LockKey, LostReason, Mode, RejectReason, RequestId, Resume, SessionId, SmallVec, Token, smallvec,
 };
 
 pub(crate) const TTL: Duration = Duration::from_secs(4);
@@ -35,16 +35,19 @@ pub(crate) fn token(epoch: u64, sequence: u32) -> Token {
     Token::new(Epoch(epoch), sequence).unwrap()
 }
 
+/// The keys of an acquire: this one in exclusive mode.
+pub(crate) fn only(name: &str) -> SmallVec<[KeyRequest; 1]> {
+    smallvec![KeyRequest { key: key(name), mode: Mode::Exclusive }]
+}
+
+/// What a grant in exclusive mode brings.
+pub(crate) fn alone(token: Token) -> SmallVec<[KeyGrant; 1]> {
+    smallvec![KeyGrant { token, barrier: token }]
+}
+
 /// An acquire of key `k` that waits for a minute.
 pub(crate) fn wants(request: u64) -> Acquire {
-    Acquire {
-        request: RequestId(request),
-        key: key("k"),
-        mode: Mode::Exclusive,
-        wait: ms(60_000),
-        hold: None,
-        lock_delay: DELAY,
-    }
+    Acquire { wait: ms(60_000), lock_delay: DELAY, ..Acquire::of_key(RequestId(request), key("k")) }
 }
 
 pub(crate) fn tries(request: u64) -> Acquire {
@@ -174,7 +177,8 @@ impl Bench {
 /// A grant that answers the first heartbeat (the Hello) of its session.
 pub(crate) fn grant(session: u64, request: u64, token: Token, waited_ms: u64, valid: Duration) -> Command {
     let (session, request) = (SessionId(session), RequestId(request));
-    Command::Grant { session, request, token, waited: ms(waited_ms), seq: HeartbeatSeq(1), valid }
+    let keys = alone(token);
+    Command::Grant { session, request, keys, secret: None, waited: ms(waited_ms), seq: HeartbeatSeq(1), valid }
 }
 
 pub(crate) fn ack(session: u64, seq: u64, valid: Duration) -> Command {
