@@ -269,30 +269,15 @@ impl Engine {
             return Ok(());
         }
         let requests: Vec<RequestIndex> = session.requests.values().copied().collect();
-        let mut keys = BTreeSet::new();
-        for index in requests {
-            let request = self.requests.get(index)?;
-            if let Stage::Waiting(waiting) = request.stage
-                && waiting.place != to
-            {
-                keys.insert(request.key);
-                self.place_waiter(index, to)?;
+        self.together(|engine| {
+            for index in requests {
+                if matches!(engine.requests.get(index)?.stage, Stage::Waiting(waiting) if waiting.place != to) {
+                    engine.place_waiter(index, to)?;
+                    engine.pump_queued(index)?;
+                }
             }
-        }
-        for key in keys {
-            self.pump(key)?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn place_waiter(&mut self, index: RequestIndex, to: Place) -> Step {
-        let key = self.requests.get(index)?.key;
-        let waiting = self.requests.waiting(index)?;
-        let from = core::mem::replace(&mut waiting.place, to);
-        let ticket = waiting.ticket;
-        let queue = self.keys.get_mut(key)?.queue.as_mut().ok_or(Fault::Broken("a waiter has no queue"))?;
-        queue.shift(ticket, index, from, to);
-        Ok(())
+            Ok(())
+        })
     }
 
     /// False, and answered, if there is no such session.
