@@ -66,6 +66,8 @@ struct Hold {
 struct Allowed {
     /// The id was used before.
     reject: Option<HolderId>,
+    /// Waiters that a resume does not list: one may be turned away with the hold that it was to join.
+    rejects: Vec<HolderId>,
     /// Listed by a resume, as a waiter or as a hold.
     grants: Vec<HolderId>,
     losses: Vec<HolderId>,
@@ -242,6 +244,7 @@ impl Model {
                 self.end(holder(*request), Ending::Unsent);
             }
         }
+        self.allowed.rejects = known.iter().filter(|request| !is_waiter(**request)).map(|request| holder(*request)).collect();
         let listed = |request: RequestId| is_waiter(request) || resume.holds.contains(&request);
         let held = self.holds.iter().filter(|hold| hold.holder.session == id && hold.over.is_none());
         let held: Vec<(RequestId, bool)> = held.map(|hold| (hold.holder.request, hold.told_lost)).collect();
@@ -367,7 +370,9 @@ impl Model {
         let (now, name) = (self.now, &request.key);
         let joined = match acquire.reentry {
             Reentry::Join(secret) => self.holds.iter().filter(|hold| hold.is_same_hold(Some(secret))).any(|hold| {
-                hold.counts_until() > now && hold.of_key(name).any(|(_, token)| token == grant.token)
+                // One that nobody believes in any more, and that still stands, may be joined.
+                let stands = hold.over.is_none() || hold.counts_until() > now;
+                stands && hold.of_key(name).any(|(_, token)| token == grant.token)
             }),
             Reentry::None | Reentry::Offer(_) => false,
         };
@@ -411,8 +416,9 @@ impl Model {
             return assert_eq!(reason, RejectReason::Invalid, "an id is used again");
         }
         let session = self.sessions.get_mut(&holder.session).expect("a reject to a session that is over");
-        let waiter = session.waiters.remove(&holder.request);
-        assert!(waiter.is_some(), "I5: {holder:?} is rejected ({reason:?}), and waits for nothing");
+        let waited = session.waiters.remove(&holder.request).is_some();
+        assert!(waited || self.allowed.rejects.contains(&holder), "I5: {holder:?} is rejected ({reason:?}), and waits for nothing");
+        self.allowed.rejects.retain(|other| *other != holder);
     }
 
     fn lost(&mut self, holder: HolderId, reason: LostReason) {

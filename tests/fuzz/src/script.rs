@@ -213,7 +213,7 @@ struct Stage {
     clients: [ClientState; 3],
     sessions: u64,
     /// How many secrets were offered.
-    secrets: u8,
+    secrets: u64,
 }
 
 /// A client's present session, and all that it asked for in it: request `n` is at place `n - 1`.
@@ -338,19 +338,21 @@ impl Stage {
     fn resume(&mut self, client: Client, listed: &[Listed], want: Option<&Want>) -> Option<Input> {
         let session = self.session(client)?;
         let mut resume = Resume::default();
-        let state = &self.clients[usize::from(client.0)];
         for (back, listed) in (0..).zip(listed) {
-            let Some(acquire) = state.ago(Below(back)) else { continue };
-            let request = acquire.request;
-            let waiter = |wait: Duration| Acquire { wait, ..acquire.clone() };
+            let Some(mut waiter) = self.clients[usize::from(client.0)].ago(Below(back)).cloned() else { continue };
+            if let Reentry::Offer(_) = waiter.reentry {
+                // The driver makes a new one whenever it parses a request.
+                waiter.reentry = Reentry::Offer(self.new_secret());
+            }
+            let request = waiter.request;
             match listed {
                 Listed::No => {}
-                Listed::Waits(wait) => resume.waiters.push(waiter((*wait).into())),
+                Listed::Waits(wait) => resume.waiters.push(Acquire { wait: (*wait).into(), ..waiter }),
                 Listed::Holds => resume.holds.push(request),
                 Listed::Released(end) => resume.releases.push((request, (*end).into())),
                 Listed::ReleasedAndWaits(end) => {
                     resume.releases.push((request, (*end).into()));
-                    resume.waiters.push(waiter(acquire.wait));
+                    resume.waiters.push(waiter);
                 }
             }
         }
@@ -364,6 +366,11 @@ impl Stage {
         Some(Input::ResumeSession { session, seq, resume })
     }
 
+    fn new_secret(&mut self) -> HolderSecret {
+        self.secrets += 1;
+        secret(self.secrets)
+    }
+
     fn acquire(&mut self, client: Client, want: &Want) -> Acquire {
         let mut keys: Vec<KeyRequest> = Vec::new();
         for (number, mode) in [Some(want.first), want.more, want.third].into_iter().flatten() {
@@ -375,11 +382,8 @@ impl Stage {
         }
         let reentry = match want.reentry {
             WantReentry::None => Reentry::None,
-            WantReentry::Offer => {
-                self.secrets = self.secrets.wrapping_add(1);
-                Reentry::Offer(HolderSecret([self.secrets; 16]))
-            }
-            WantReentry::Join(back) => Reentry::Join(HolderSecret([self.secrets.wrapping_sub(back.0); 16])),
+            WantReentry::Offer => Reentry::Offer(self.new_secret()),
+            WantReentry::Join(back) => Reentry::Join(secret(self.secrets.saturating_sub(back.0.into()))),
         };
         let client = self.client(client);
         let acquire = Acquire {
@@ -396,6 +400,10 @@ impl Stage {
         client.acquires.push(acquire.clone());
         acquire
     }
+}
+
+fn secret(number: u64) -> HolderSecret {
+    HolderSecret(u128::from(number).to_be_bytes())
 }
 
 impl From<WantMode> for Mode {
