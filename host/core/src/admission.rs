@@ -192,10 +192,13 @@ impl Engine {
             who: acquire.who,
         })?;
         self.sessions.get_mut(session)?.requests.insert(acquire.request, index);
-        self.timers.set(own_deadline, Timer::WaitOver(index));
         if let Some(family) = family {
             self.families.get_mut(family)?.waiting.insert(index);
         }
+        if self.is_next_at_once(index)? {
+            return self.grant(index);
+        }
+        self.timers.set(own_deadline, Timer::WaitOver(index));
         self.join_next_queue(index)?;
         for used in later {
             self.pump(used.key)?;
