@@ -4,8 +4,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use turnstile_core::{
-    Acquire, ClaimId, Command, Config, Ending, Engine, Epoch, HeartbeatSeq, Input, Instant, LockKey, Mutation, RequestId,
-    SessionId,
+    Acquire, ClaimId, Command, Config, Ending, Engine, Epoch, HeartbeatSeq, Input, Instant, LockKey, Mutation,
+    RequestId, SessionId,
 };
 
 use crate::model::Model;
