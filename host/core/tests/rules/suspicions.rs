@@ -1,8 +1,8 @@
 //! Suspicions of a review: each test says what the design promises where the engine was doubted.
 
 use turnstile_core::{
-    Acquire, Command, Ending, ForcedDelay, HandoffBudget, HeartbeatSeq, HolderSecret, Input, LostReason, Mode,
-    Reentry, RejectReason, RequestId, Resume, SessionId,
+    Acquire, Command, Ending, ForcedDelay, HandoffBudget, HeartbeatSeq, HolderSecret, Input, LostReason, Mode, Reentry,
+    RejectReason, RequestId, Resume, SessionId,
 };
 
 use crate::bench::*;
@@ -268,7 +268,7 @@ fn limited_holders_do_not_keep_a_key_from_another_host_for_ever() {
 }
 
 #[test]
-fn a_heartbeat_that_makes_a_promise_worth_making_again_is_acted_on() {
+fn a_heartbeat_makes_no_promise_worth_making_that_the_lease_does_not_cover() {
     let mut bench = Bench::ready(1);
     // The bench's lease cannot be shortened: another one.
     let mut short = Bench::without_lease(|_| {});
@@ -281,7 +281,8 @@ fn a_heartbeat_that_makes_a_promise_worth_making_again_is_acted_on() {
     bench.until(3_700);
     assert_eq!(bench.gain("k", 1, 1), []);
     let commands = bench.give(Input::Heartbeat { session: SessionId(1), seq: HeartbeatSeq(3) });
-    assert_eq!(granted(&commands), [(1, 1)]);
+    assert_eq!(granted(&commands), []);
+    assert_eq!(granted(&bench.give(Input::LeaseRenewed { until: at(9_000) })), [(1, 1)]);
 }
 
 // ---- Waits and estimates ----
@@ -335,10 +336,13 @@ fn a_wait_that_was_stretched_for_one_key_is_its_own_again_at_the_next() {
 }
 
 #[test]
-fn a_try_is_answered_when_the_store_says_that_another_host_has_the_key() {
+fn a_try_waits_for_another_host_that_may_have_no_use_for_the_key() {
     let mut bench = Bench::new(|_| {});
     bench.open(1);
     assert_eq!(bench.acquire(1, tries(1)), [claim("k", 1)]);
+    // It owns the key, which does not mean that anybody holds it.
     let queued = Input::OwnershipQueued { key: key("k"), claim: turnstile_core::ClaimId(1) };
-    assert_eq!(bench.give(queued), [reject(1, 1, RejectReason::Conflict), give_up("k")]);
+    assert_eq!(bench.give(queued), []);
+    assert_eq!(bench.until(999), []);
+    assert_eq!(bench.until(1_000), [reject(1, 1, RejectReason::Conflict), give_up("k")]);
 }
