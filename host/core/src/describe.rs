@@ -109,7 +109,7 @@ impl Engine {
         let requests = |index: &crate::requests::RequestIndex| self.requests.get(*index).ok();
         let holders = key.holders.iter().filter_map(|holder| describe_holder(requests(&holder)?, index));
         let queue = key.queue.as_ref();
-        let waiters = queue.into_iter().flat_map(|queue| queue.iter()).take(details);
+        let waiters = queue.into_iter().flat_map(|queue| queue.iter()).map(|entry| entry.request).take(details);
         Some(KeyDescription {
             key: key.name.clone(),
             ownership: match &key.ownership {
