@@ -1,5 +1,6 @@
 //! How fast the engine alone is. `cargo xtask bench engine` runs this and sums it up.
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
+#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "a bench may panic")]
 
 #[path = "load/cpu.rs"]
 mod cpu;

@@ -33,12 +33,14 @@ static ALLOCATOR: Counting = Counting;
 const COUNTS: [usize; 3] = [1_000_000, 900_000, (1 << 20) + 1];
 
 fn main() {
-    let things: [(&str, fn(&mut Load, usize)); 3] =
-        [("idle_owned_key", idle_keys), ("waiter", waiters), ("hold", holds)];
-    for (name, grow) in things {
-        for count in COUNTS {
-            println!("{name} {count} {}", weigh(count, grow));
-        }
+    weigh_all("idle_owned_key", idle_keys);
+    weigh_all("waiter", waiters);
+    weigh_all("hold", holds);
+}
+
+fn weigh_all(name: &str, grow: fn(&mut Load, usize)) {
+    for count in COUNTS {
+        println!("{name} {count} {}", weigh(count, grow));
     }
 }
 

@@ -51,6 +51,7 @@ cargo xtask TASK: everything one does in this repository.
   check           formatting, lints, documentation, rules of the house
   fix             format, and let clippy mend what it can
   bench overhead  measure what a guarded request costs
+  bench engine    measure how fast locks change hands, and what they weigh
   setup           only fetch and build: Envoy, the filter, the program `turnstile`
   build-plugin    only build the filter
 
@@ -150,4 +151,16 @@ target/bench/overhead.md and every window in overhead.json.
   --rounds N    how often every row is measured (5)
   --seconds N   length of a window (4)
   --only ROW    only this row: none, noop, authz-http, authz-grpc, turnstile, turnstile-fresh; may be repeated
+
+cargo xtask bench engine [--rounds N] [--seconds N] [--only ROW]...
+
+Measures the lock engine. Alone (criterion, in CPU time): lock cycles/s on free keys and on one key with 1, 100 and
+100,000 waiters, in every mode and with two keys at once; bytes per idle owned key, waiter and hold. Then through the
+gRPC port of a release host that is pinned to one core, on SQLite, from sessions that pipeline on another core. Prints
+one table with the bars to reach, and succeeds whether or not they are reached. Takes about four minutes and a build;
+keep the machine otherwise idle. Leaves the table in target/bench/engine.md and every window in engine.json.
+
+  --rounds N    how often every row of sessions is measured (5)
+  --seconds N   length of a window (4)
+  --only ROW    only this row of sessions: keys, hot-keys, hot-key; may be repeated
 ";

@@ -36,6 +36,7 @@ enum Task {
     Check,
     Fix,
     BenchOverhead(Vec<String>),
+    BenchEngine(Vec<String>),
     Help(Topic),
 }
 
@@ -78,6 +79,7 @@ fn parse(arguments: Vec<String>) -> Result<Task, Failure> {
         "bench" => match rest.split_first() {
             None => Ok(Task::BenchOverhead(Vec::new())),
             Some((which, rest)) if which == "overhead" => Ok(Task::BenchOverhead(rest.to_vec())),
+            Some((which, rest)) if which == "engine" => Ok(Task::BenchEngine(rest.to_vec())),
             Some((which, _)) => Err(Failure::usage(format!("there is no bench `{which}`"), "cargo xtask bench --help")),
         },
         other => Err(Failure::usage(format!("there is no task `{other}`"), "cargo xtask --help")),
@@ -106,6 +108,7 @@ fn run(task: Task) -> Result<(), Failure> {
         Task::Check => check::run(&layout),
         Task::Fix => check::fix(&layout),
         Task::BenchOverhead(arguments) => bench::overhead(&layout, &arguments),
+        Task::BenchEngine(arguments) => bench::engine(&layout, &arguments),
         Task::Help(_) => Ok(()),
     }
 }

@@ -1,5 +1,6 @@
 //! An engine under load: clients that ask and release, a store that gives every key at once, and time that goes by.
 #![allow(dead_code, reason = "each bench uses its part")]
+#![allow(clippy::expect_used, reason = "clippy does not see that these are helpers of benches")]
 
 use std::collections::VecDeque;
 use std::time::Duration;
