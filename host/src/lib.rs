@@ -1,9 +1,11 @@
 //! Turnstile's host service: holds the locks in a store and serves sessions to proxies.
 
 pub mod admin;
+pub mod api;
 pub mod clock;
 pub mod config;
 pub mod driver;
+mod fields;
 pub mod guard;
 pub mod plugin_file;
 mod port;

@@ -46,6 +46,9 @@ struct HostArgs {
     /// Port for the probes /live and /ready (admin.listen) [default: 127.0.0.1:7879].
     #[arg(long, value_name = "ADDRESS:PORT")]
     admin_listen: Option<SocketAddr>,
+    /// Port for people and scripts (api.listen) [default: 127.0.0.1:7880].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    api_listen: Option<SocketAddr>,
     /// SQLite database (store.path), made if absent [default: turnstile.db].
     #[arg(long, value_name = "FILE")]
     database: Option<PathBuf>,
@@ -61,6 +64,12 @@ A configuration file with every field at its default:
   heartbeat = \"1s\"                 # default: a quarter of ttl
   [admin]
   listen = \"127.0.0.1:7879\"        # GET /live, GET /ready
+  [api]                            # locks without gRPC, what is locked now, releases by force; see README
+  enabled = true
+  listen = \"127.0.0.1:7880\"
+  insecure = false                 # true allows addresses beyond loopback, and any Host header
+  connections = 1024               # more are closed at once; half of them may wait for locks
+  audit_file = \"\"                  # if named: forced releases are appended to it before they are carried out
   [store]
   kind = \"sqlite\"
   path = \"turnstile.db\"
@@ -115,6 +124,9 @@ struct GuardArgs {
     /// Port for the probes /live and /ready; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
     admin_listen: SocketAddr,
+    /// Port for people and scripts (turnstile locks, turnstile release) [default: none].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    api_listen: Option<SocketAddr>,
     /// How long requests under way may still last after SIGTERM or Ctrl-C.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     grace: Duration,
@@ -189,7 +201,12 @@ async fn run_host(args: HostArgs) -> Result<(), Failure> {
         Some(path) => (read(path)?, path.display().to_string()),
         None => (String::new(), "flags".into()),
     };
-    let overrides = Overrides { listen: args.listen, admin_listen: args.admin_listen, database: args.database };
+    let overrides = Overrides {
+        listen: args.listen,
+        admin_listen: args.admin_listen,
+        api_listen: args.api_listen,
+        database: args.database,
+    };
     let config = Config::parse(&text, &overrides)
         .map_err(|faults| Failure::Usage(format!("turnstile: bad configuration ({origin}):\n{faults}")))?;
     let stop = stop_signal()?;
@@ -218,6 +235,7 @@ async fn run_guard(args: GuardArgs) -> Result<(), Failure> {
         envoy: args.envoy,
         concurrency: args.concurrency,
         admin_listen: args.admin_listen,
+        api_listen: args.api_listen,
         grace: args.grace,
     };
     let stop = stop_signal()?;

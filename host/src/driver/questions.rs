@@ -1,0 +1,171 @@
+//! What people who look at the locks ask, and what operators order: answered by the engine's own task, between events.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use turnstile_core::{ForcedDelay, Input, Instant, KeyDescription, LockKey, SessionId, Token};
+
+use super::Driver;
+
+/// Holders, and waiters, that the description of a single key has at most; and the oldest holds of a key, that orders
+/// can be about.
+pub const DETAILS_MAX: usize = 1_000;
+
+/// Holders, and waiters, of each key of a listing.
+const LISTED_DETAILS_MAX: usize = 4;
+
+/// Places of the table that one listing looks at.
+pub const LOOKS_MAX: u32 = 1_000;
+
+/// Asked of the driver.
+#[derive(Debug)]
+pub enum Question {
+    /// One key with so many details, [`DETAILS_MAX`] at most; the answer has it, or no key.
+    Key(LockKey, usize, oneshot::Sender<Answer>),
+    /// Some of the keys.
+    Keys(Listing, oneshot::Sender<Answer>),
+    /// Not a question but an order: end these holds.
+    ForceRelease(ForceRelease, oneshot::Sender<Forced>),
+}
+
+/// Which keys are listed.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    /// Where to look on.
+    pub from: u32,
+    /// How their names begin.
+    pub prefix: String,
+    /// Also those that nobody holds or waits for, and that are in no quarantine.
+    pub idle: bool,
+    /// Not more than so many, [`LOOKS_MAX`] at most.
+    pub keys_max: u32,
+}
+
+/// What was seen.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// When.
+    pub now: Instant,
+    /// In no order that means anything.
+    pub keys: Vec<KeyDescription>,
+    /// The sessions of all holders and waiters in `keys`.
+    pub clients: HashMap<SessionId, Client>,
+    /// Where to look on; `None` at the end.
+    pub next: Option<u32>,
+}
+
+/// Who is at the other end of a session, in its own words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Client {
+    /// The proxy's name, or that of a user of the API.
+    pub node: String,
+    /// Which of its workers.
+    pub worker: String,
+}
+
+/// An operator's order.
+#[derive(Clone, Debug)]
+pub struct ForceRelease {
+    /// Of this key.
+    pub key: LockKey,
+    /// These holds, as they were seen and recorded, so that nobody is hit who came later. None means that the key was
+    /// seen in quarantine, and that it is to be lifted.
+    pub tokens: Vec<Token>,
+    /// What becomes of the quarantine.
+    pub delay: ForcedDelay,
+}
+
+/// What became of the order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Forced {
+    /// Carried out: these holds were told, and their clients believe in them for so long at most.
+    Told {
+        /// Those that were still there; none if it was about a quarantine.
+        tokens: Vec<Token>,
+        /// From now.
+        over_in: Duration,
+    },
+    /// The key is not as it was seen.
+    Changed,
+}
+
+impl Question {
+    /// How much work it is, in items.
+    pub(super) fn work(&self) -> usize {
+        match self {
+            Self::Key(..) | Self::ForceRelease(..) => DETAILS_MAX,
+            Self::Keys(..) => LOOKS_MAX as usize,
+        }
+    }
+}
+
+impl Driver {
+    /// Whoever asked may be gone; then the answer is nobody's.
+    pub(super) fn answer(&mut self, now: Instant, question: Question) {
+        match question {
+            Question::Key(key, details, reply) => {
+                let keys = self.engine.describe(&key, details.min(DETAILS_MAX)).into_iter().collect();
+                let _ = reply.send(self.seen(now, keys, None));
+            }
+            Question::Keys(listing, reply) => {
+                let (keys, next) = self.list(&listing);
+                let _ = reply.send(self.seen(now, keys, next));
+            }
+            Question::ForceRelease(order, reply) => {
+                let _ = reply.send(self.force_release(now, order));
+            }
+        }
+    }
+
+    /// Never looks at more places than would fill the listing, so that no key that was seen is left out of it.
+    fn list(&self, listing: &Listing) -> (Vec<KeyDescription>, Option<u32>) {
+        let mut keys = Vec::new();
+        let (mut next, mut looks_left) = (Some(listing.from), LOOKS_MAX);
+        while let Some(from) = next
+            && let keys_left = listing.keys_max.saturating_sub(u32::try_from(keys.len()).unwrap_or(u32::MAX))
+            && let looks = keys_left.min(looks_left)
+            && looks > 0
+        {
+            let page = self.engine.describe_some(from, looks, &listing.prefix, LISTED_DETAILS_MAX);
+            keys.extend(page.keys.into_iter().filter(|key| listing.idle || is_busy(key)));
+            next = page.next;
+            looks_left -= looks;
+        }
+        (keys, next)
+    }
+
+    fn seen(&self, now: Instant, keys: Vec<KeyDescription>, next: Option<u32>) -> Answer {
+        let sessions = keys.iter().flat_map(|key| {
+            let holders = key.holders.iter().map(|holder| holder.holder.session);
+            holders.chain(key.waiters.iter().map(|waiter| waiter.holder.session))
+        });
+        let named = |session| Some((session, self.connections.client(session)?.clone()));
+        Answer { now, clients: sessions.filter_map(named).collect(), keys, next }
+    }
+
+    fn force_release(&mut self, now: Instant, order: ForceRelease) -> Forced {
+        let ForceRelease { key, tokens, delay } = order;
+        let Some(before) = self.engine.describe(&key, DETAILS_MAX) else { return Forced::Changed };
+        let is_there = |token: &Token| before.holders.iter().any(|holder| holder.token == *token);
+        let there: Vec<Token> = tokens.iter().copied().filter(is_there).collect();
+        if tokens.is_empty() && before.holder_count == 0 && before.quarantined_until.is_some() {
+            self.feed(now, Input::ForceRelease { key, token: None, delay });
+            return Forced::Told { tokens, over_in: Duration::ZERO };
+        }
+        if there.is_empty() {
+            return Forced::Changed;
+        }
+        for token in &there {
+            self.feed(now, Input::ForceRelease { key: key.clone(), token: Some(*token), delay });
+        }
+        let after = self.engine.describe(&key, DETAILS_MAX);
+        let told = after.iter().flat_map(|key| &key.holders).filter(|holder| there.contains(&holder.token));
+        let over_in = told.filter_map(|holder| Some(holder.ending?.1.saturating_since(now))).max();
+        Forced::Told { tokens: there, over_in: over_in.unwrap_or_default() }
+    }
+}
+
+fn is_busy(key: &KeyDescription) -> bool {
+    key.holder_count > 0 || key.waiter_count > 0 || key.quarantined_until.is_some()
+}
