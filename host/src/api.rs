@@ -7,8 +7,9 @@ use std::io;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::RawPathParams;
+use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
@@ -97,7 +98,7 @@ impl Ready {
             .method_not_allowed_fallback(async || {
                 Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", "This path does not know this method.")
             })
-            .fallback(async || Problem::new(StatusCode::NOT_FOUND, "path", "There is no such path in this API."))
+            .fallback(async || no_such_path())
             .layer(from_fn_with_state(self.names, door::keep))
             .with_state(Arc::new(self.api));
         listen::serve(listener, self.connections_max, router)
@@ -118,9 +119,26 @@ impl Api {
     }
 }
 
-/// A part of the path, as it came.
-fn param<'a>(params: &'a RawPathParams, name: &str) -> &'a str {
-    params.iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value)
+/// The variable parts of a path, percent-decoded.
+#[derive(Debug)]
+struct Params(RawPathParams);
+
+impl Params {
+    fn get(&self, name: &str) -> &str {
+        self.0.iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Params {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        RawPathParams::from_request_parts(parts, state).await.map(Self).map_err(|_| no_such_path())
+    }
+}
+
+fn no_such_path() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "path", "There is no such path in this API.")
 }
 
 /// A body that is JSON already.

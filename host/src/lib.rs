@@ -7,6 +7,8 @@ pub mod config;
 pub mod driver;
 mod fields;
 pub mod guard;
+mod http_client;
+pub mod operator;
 pub mod plugin_file;
 mod port;
 pub mod service;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use axum::extract::{RawPathParams, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
@@ -14,7 +14,7 @@ use turnstile_core::{
 };
 
 use super::problem::Problem;
-use super::{Api, json_answer, param, query};
+use super::{Api, Params, json_answer, query};
 use crate::driver::{Answer, Client, LOOKS_MAX, Listing, Question};
 
 /// Holders, and waiters, that are shown of a single key.
@@ -51,10 +51,9 @@ pub(super) async fn list(State(api): State<Arc<Api>>, request: Request) -> Resul
 }
 
 /// GET /v1/locks/{key}
-pub(super) async fn one(State(api): State<Arc<Api>>, params: RawPathParams) -> Result<Response, Problem> {
-    let name = query::decoded(param(&params, "key"));
-    let key = name.as_deref().and_then(|name| LockKey::parse(name).ok());
-    let key = key.ok_or_else(|| not_tracked("What follows /v1/locks/ is no lock key."))?;
+pub(super) async fn one(State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
+    let key = LockKey::parse(params.get("key"));
+    let key = key.map_err(|_| not_tracked("What follows /v1/locks/ is no lock key."))?;
     let seen = api.look(key, SHOWN_MAX).await?;
     let key = seen.keys.first().ok_or_else(|| {
         not_tracked("This host knows nothing of this key: nobody holds it here or waits for it. (Another host may.)")

@@ -1,4 +1,4 @@
-//! The part of a URL behind the question mark, and texts in a path.
+//! The part of a URL behind the question mark.
 
 use axum::http::Uri;
 use serde_json::{Map, Value};
@@ -29,7 +29,7 @@ pub(super) fn read<T>(uri: &Uri, read: impl FnOnce(&mut Section<'_>) -> T) -> Re
 }
 
 /// Undoes percent-encoding. A plus stands for itself: no name here has a space.
-pub(super) fn decoded(text: &str) -> Option<String> {
+fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

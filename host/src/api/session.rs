@@ -316,14 +316,15 @@ impl State {
 
     /// An ack tells that everything sent before it was processed, older heartbeats included.
     fn acknowledge(&mut self, ack: v1::HeartbeatAck) {
-        let later = self.heartbeats.split_off(&ack.seq.saturating_add(1));
-        for (_, answer) in std::mem::replace(&mut self.heartbeats, later) {
-            let lost = |(id, lock): (&u64, &Lock)| match lock {
-                Lock::Lost(reason) => Some((*id, *reason)),
-                _ => None,
-            };
+        let lost = |(id, lock): (&u64, &Lock)| match lock {
+            Lock::Lost(reason) => Some((*id, *reason)),
+            _ => None,
+        };
+        while let Some(heartbeat) = self.heartbeats.first_entry()
+            && *heartbeat.key() <= ack.seq
+        {
             let lost = self.locks.iter().filter_map(lost).collect();
-            let _ = answer.send(Beat { ack, lost, draining: self.draining });
+            let _ = heartbeat.remove().send(Beat { ack, lost, draining: self.draining });
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use axum::extract::{Extension, RawPathParams, Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
@@ -16,7 +16,7 @@ use super::acquire::{Asked, from_hex, to_hex};
 use super::listen::Peer;
 use super::problem::Problem;
 use super::session::{Outcome, Released, Session};
-use super::{Api, door, json_answer, param, query};
+use super::{Api, Params, door, json_answer, query};
 use crate::driver::Backlog;
 
 /// What names a session in a URL. Not the session's own id: people see that one in logs and when they look at a lock,
@@ -38,8 +38,8 @@ impl Sessions {
         Self { backlog, live: Mutex::default(), waits: Arc::new(Semaphore::new(waits_max)) }
     }
 
-    fn find(&self, params: &RawPathParams) -> Result<Arc<Session>, Problem> {
-        let bearer = Bearer::parse(param(params, "session")).ok_or_else(Problem::no_such_session)?;
+    fn find(&self, params: &Params) -> Result<Arc<Session>, Problem> {
+        let bearer = Bearer::parse(params.get("session")).ok_or_else(Problem::no_such_session)?;
         self.live().get(&bearer).cloned().ok_or_else(Problem::no_such_session)
     }
 
@@ -113,7 +113,7 @@ fn worker(peer: Option<SocketAddr>) -> String {
 }
 
 /// DELETE /v1/sessions/{session}
-pub(super) async fn end(State(api): State<Arc<Api>>, params: RawPathParams) -> Result<StatusCode, Problem> {
+pub(super) async fn end(State(api): State<Arc<Api>>, params: Params) -> Result<StatusCode, Problem> {
     let session = api.sessions.find(&params)?;
     if session.end().await { Ok(StatusCode::NO_CONTENT) } else { Err(session.over()) }
 }
@@ -121,7 +121,7 @@ pub(super) async fn end(State(api): State<Arc<Api>>, params: RawPathParams) -> R
 /// POST /v1/sessions/{session}/heartbeats
 pub(super) async fn heartbeat(
     State(api): State<Arc<Api>>,
-    params: RawPathParams,
+    params: Params,
     request: Request,
 ) -> Result<Response, Problem> {
     let seq = door::read(request, |section| {
@@ -142,7 +142,7 @@ pub(super) async fn heartbeat(
 /// POST /v1/sessions/{session}/locks
 pub(super) async fn acquire(
     State(api): State<Arc<Api>>,
-    params: RawPathParams,
+    params: Params,
     request: Request,
 ) -> Result<Response, Problem> {
     let asked = door::read(request, |section| Asked::read(section, api.longest)).await?;
@@ -184,7 +184,7 @@ fn granted(grant: &v1::Grant, keys: &[String]) -> Value {
 /// DELETE /v1/sessions/{session}/locks/{id}
 pub(super) async fn release(
     State(api): State<Arc<Api>>,
-    params: RawPathParams,
+    params: Params,
     request: Request,
 ) -> Result<StatusCode, Problem> {
     let ending = query::read(request.uri(), |section| {
@@ -198,7 +198,7 @@ pub(super) async fn release(
     let session = api.sessions.find(&params)?;
     let no_such_lock = |detail: &str| Problem::new(StatusCode::NOT_FOUND, "no-such-lock", detail);
     let not_held = "This session neither holds a lock of this id nor waits for one.";
-    let id = param(&params, "id").parse().map_err(|_| no_such_lock(not_held))?;
+    let id = params.get("id").parse().map_err(|_| no_such_lock(not_held))?;
     match session.release(id, ending.unwrap_or(v1::Ending::Clean)).await? {
         Released::Now => Ok(StatusCode::NO_CONTENT),
         Released::Lost(reason) => {
