@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{FromRequestParts, RawPathParams};
@@ -48,6 +49,7 @@ struct Api {
     events: mpsc::Sender<Event>,
     sessions: Sessions,
     longest: Longest,
+    session_ttl: Duration,
     audit: Audit,
     forcing: Arc<Semaphore>,
 }
@@ -76,6 +78,7 @@ impl Ready {
             events,
             sessions: Sessions::new(backlog, config.connections_max / 2),
             longest,
+            session_ttl: engine.session_ttl,
             audit: Audit::open(config.audit_file.clone())?,
             forcing: Arc::new(Semaphore::new(FORCING_MAX)),
         };

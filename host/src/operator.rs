@@ -125,8 +125,11 @@ impl ApiUrl {
             text.push_str("told ");
             holder.describe(&mut text);
         }
-        if told.over_in_ms > 0 {
-            let _ = writeln!(text, "over within {} at the latest", seconds(told.over_in_ms));
+        if told.within_ms > 0 {
+            let _ = writeln!(text, "over within {} at the latest", seconds(told.within_ms));
+        }
+        if !told.all {
+            text.push_str("there are more: repeat this to tell the next ones\n");
         }
         Ok(text)
     }
@@ -161,7 +164,8 @@ struct Page {
 #[derive(Deserialize)]
 struct Told {
     holders: Vec<Holder>,
-    over_in_ms: u64,
+    all: bool,
+    within_ms: u64,
 }
 
 #[derive(Deserialize)]

@@ -15,8 +15,9 @@ use super::inspect::{not_tracked, show_holders};
 use super::listen::Peer;
 use super::problem::Problem;
 use super::{Api, door, json_answer, query};
-use crate::driver::{DETAILS_MAX, ForceRelease, Forced, Question};
+use crate::driver::{DETAILS_MAX, ForceRelease, Forced, Question, Target};
 use crate::fields::Section;
+use crate::wire::to_millis;
 
 /// The longest name of an operator, and the longest reason, in bytes.
 const BY_MAX_BYTES: usize = 128;
@@ -92,7 +93,9 @@ async fn carry_out(api: &Api, order: Order, peer: Peer) -> Result<Response, Prob
         };
         return Err(not_tracked(detail));
     }
-    let tokens: Vec<Token> = holders.iter().map(|holder| holder.token).collect();
+    let seen_tokens = || holders.iter().map(|holder| holder.token).collect();
+    let target = token.map_or_else(|| Target::Key(seen_tokens()), Target::Hold);
+    let shown_all = token.is_some() || found.is_none_or(|key| key.holders.len() == key.holder_count);
     let shown = show_holders(holders, &seen.clients, seen.now);
     let record = Record {
         time: SystemTime::now(),
@@ -109,27 +112,32 @@ async fn carry_out(api: &Api, order: Order, peer: Peer) -> Result<Response, Prob
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no-audit", detail));
     }
     let (reply, answer) = oneshot::channel();
-    let order = ForceRelease { key: key.clone(), tokens, delay };
+    let order = ForceRelease { key: key.clone(), target, delay };
     match api.ask(Question::ForceRelease(order, reply), answer).await? {
-        Forced::Told { tokens, over_in } => Ok(told(&key, &shown, &tokens, over_in)),
+        Forced::Told { tokens, quarantined: true } if tokens.is_empty() => {
+            let detail = "The quarantine stays: it covers work of a host that died, which nobody here knows of.";
+            Err(Problem::new(StatusCode::CONFLICT, "quarantine", detail))
+        }
+        Forced::Told { tokens, .. } => {
+            let is_told = |holder: &&Value| {
+                let token = holder.get("token").and_then(Value::as_u64);
+                tokens.iter().any(|told| Some(told.as_u64()) == token)
+            };
+            let holders: Vec<&Value> = shown.iter().filter(is_told).collect();
+            // No promise is longer: so long do holders keep the lock that do not let go.
+            let within = if holders.is_empty() { Duration::ZERO } else { api.session_ttl };
+            Ok(json_answer(&json!({
+                "key": key.as_str(),
+                "holders": holders,
+                "all": shown_all,
+                "within_ms": to_millis(within),
+            })))
+        }
         Forced::Changed => {
             let detail = "The holds that were meant had ended when the release was carried out; nobody was told.";
             Err(Problem::new(StatusCode::CONFLICT, "changed", detail))
         }
     }
-}
-
-fn told(key: &LockKey, shown: &[Value], tokens: &[Token], over_in: Duration) -> Response {
-    let is_told = |holder: &&Value| {
-        let token = holder.get("token").and_then(Value::as_u64);
-        tokens.iter().any(|told| Some(told.as_u64()) == token)
-    };
-    let holders: Vec<&Value> = shown.iter().filter(is_told).collect();
-    json_answer(&json!({
-        "key": key.as_str(),
-        "holders": holders,
-        "over_in_ms": u64::try_from(over_in.as_millis()).unwrap_or(u64::MAX),
-    }))
 }
 
 /// GET /v1/audit

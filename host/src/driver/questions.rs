@@ -1,7 +1,6 @@
 //! What people who look at the locks ask, and what operators order: answered by the engine's own task, between events.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 use turnstile_core::{ForcedDelay, Input, Instant, KeyDescription, LockKey, SessionId, Token};
@@ -69,22 +68,31 @@ pub struct Client {
 pub struct ForceRelease {
     /// Of this key.
     pub key: LockKey,
-    /// These holds, as they were seen and recorded, so that nobody is hit who came later. None means that the key was
-    /// seen in quarantine, and that it is to be lifted.
-    pub tokens: Vec<Token>,
+    /// Which of its holds.
+    pub target: Target,
     /// What becomes of the quarantine.
     pub delay: ForcedDelay,
+}
+
+/// What is to be released.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// The hold of this token.
+    Hold(Token),
+    /// The key as it was seen and recorded: all of these holds, and its quarantine if that is to be skipped. Whoever
+    /// came later is spared.
+    Key(Vec<Token>),
 }
 
 /// What became of the order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Forced {
-    /// Carried out: these holds were told, and their clients believe in them for so long at most.
+    /// Carried out.
     Told {
-        /// Those that were still there; none if it was about a quarantine.
+        /// Those that were still there, and were told; none if it was about a quarantine.
         tokens: Vec<Token>,
-        /// From now.
-        over_in: Duration,
+        /// The key is in quarantine all the same.
+        quarantined: bool,
     },
     /// The key is not as it was seen.
     Changed,
@@ -145,24 +153,28 @@ impl Driver {
     }
 
     fn force_release(&mut self, now: Instant, order: ForceRelease) -> Forced {
-        let ForceRelease { key, tokens, delay } = order;
+        let ForceRelease { key, target, delay } = order;
         let Some(before) = self.engine.describe(&key, DETAILS_MAX) else { return Forced::Changed };
-        let is_there = |token: &Token| before.holders.iter().any(|holder| holder.token == *token);
-        let there: Vec<Token> = tokens.iter().copied().filter(is_there).collect();
-        if tokens.is_empty() && before.holder_count == 0 && before.quarantined_until.is_some() {
-            self.feed(now, Input::ForceRelease { key, token: None, delay });
-            return Forced::Told { tokens, over_in: Duration::ZERO };
-        }
-        if there.is_empty() {
+        let (meant, whole) = match target {
+            Target::Hold(token) => (vec![token], false),
+            Target::Key(seen) => (seen, true),
+        };
+        let mut holds = before.holders.iter().map(|holder| holder.token);
+        let tokens: Vec<Token> = holds.clone().filter(|token| meant.contains(token)).collect();
+        let lifts = whole && delay == ForcedDelay::Skip && before.quarantined_until.is_some();
+        let has_others = before.holder_count > before.holders.len() || holds.any(|token| !meant.contains(&token));
+        if tokens.is_empty() && (!lifts || has_others) {
             return Forced::Changed;
         }
-        for token in &there {
-            self.feed(now, Input::ForceRelease { key: key.clone(), token: Some(*token), delay });
+        if whole && !has_others {
+            self.feed(now, Input::ForceRelease { key: key.clone(), token: None, delay });
+        } else {
+            for token in &tokens {
+                self.feed(now, Input::ForceRelease { key: key.clone(), token: Some(*token), delay });
+            }
         }
-        let after = self.engine.describe(&key, DETAILS_MAX);
-        let told = after.iter().flat_map(|key| &key.holders).filter(|holder| there.contains(&holder.token));
-        let over_in = told.filter_map(|holder| Some(holder.ending?.1.saturating_since(now))).max();
-        Forced::Told { tokens: there, over_in: over_in.unwrap_or_default() }
+        let quarantined = self.engine.describe(&key, 0).is_some_and(|key| key.quarantined_until.is_some());
+        Forced::Told { tokens, quarantined }
     }
 }
 

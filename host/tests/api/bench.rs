@@ -17,22 +17,22 @@ use turnstile_host::config::{Config, Overrides};
 use turnstile_host::service::{Host, Stopped};
 
 /// Long enough for a loaded machine; a test that waits this long has failed.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Heartbeats of tests that are not about sessions: none expires in them.
-pub const LONG: &str = "[sessions]\nttl = \"60s\"\n[store]\nlease_ttl = \"60s\"\n";
+pub(crate) const LONG: &str = "[sessions]\nttl = \"60s\"\n[store]\nlease_ttl = \"60s\"\n";
 
-pub struct Running {
-    pub api: SocketAddr,
-    pub sessions: SocketAddr,
-    pub stop: oneshot::Sender<()>,
-    pub stopped: JoinHandle<Stopped>,
-    pub directory: TempDir,
+pub(crate) struct Running {
+    pub(crate) api: SocketAddr,
+    pub(crate) sessions: SocketAddr,
+    pub(crate) stop: oneshot::Sender<()>,
+    pub(crate) stopped: JoinHandle<Stopped>,
+    _directory: TempDir,
 }
 
 impl Running {
     /// With a fresh database, and `config` beyond what is needed.
-    pub async fn start(config: &str) -> Self {
+    pub(crate) async fn start(config: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let local = Some(([127, 0, 0, 1], 0).into());
         let overrides = Overrides {
@@ -48,40 +48,40 @@ impl Running {
         let stopped = tokio::spawn(host.run_until(async {
             let _ = stopping.await;
         }));
-        Self { api, sessions, stop, stopped, directory }
+        Self { api, sessions, stop, stopped, _directory: directory }
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         Ask::new("GET", path).send(self.api).await
     }
 
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         Ask::post(path, body).send(self.api).await
     }
 
-    pub async fn delete(&self, path: &str) -> Answer {
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
         Ask::new("DELETE", path).send(self.api).await
     }
 
     /// Opens a session, and returns its path.
-    pub async fn session(&self) -> String {
+    pub(crate) async fn session(&self) -> String {
         let answer = self.post("/v1/sessions", json!({ "node": "test" })).await.expect(201);
         format!("/v1/sessions/{}", answer["session"].as_str().unwrap())
     }
 
     /// Takes a lock that is free.
-    pub async fn take(&self, session: &str, body: Value) -> Value {
+    pub(crate) async fn take(&self, session: &str, body: Value) -> Value {
         self.post(&format!("{session}/locks"), body).await.expect(200)
     }
 
     /// Asks for a lock; the answer is awaited later. Aborting the task closes the connection.
-    pub fn ask_for(&self, session: &str, body: Value) -> JoinHandle<Answer> {
+    pub(crate) fn ask_for(&self, session: &str, body: Value) -> JoinHandle<Answer> {
         let (ask, api) = (Ask::post(&format!("{session}/locks"), body), self.api);
         tokio::spawn(async move { ask.send(api).await })
     }
 
     /// Looks at a key until it is as expected.
-    pub async fn until(&self, key: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn until(&self, key: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
         let mut last = None;
         let looking = async {
             loop {
@@ -100,18 +100,18 @@ impl Running {
     }
 }
 
-pub async fn within<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("the host did not answer in time")
 }
 
 /// One key in exclusive mode.
-pub fn lock(key: &str, wait: &str) -> Value {
+pub(crate) fn lock(key: &str, wait: &str) -> Value {
     json!({ "keys": [{ "key": key }], "wait": wait, "lock_delay": "60s" })
 }
 
 /// A request.
 #[derive(Clone)]
-pub struct Ask {
+pub(crate) struct Ask {
     method: String,
     path: String,
     headers: Vec<(String, String)>,
@@ -119,29 +119,29 @@ pub struct Ask {
 }
 
 impl Ask {
-    pub fn new(method: &str, path: &str) -> Self {
+    pub(crate) fn new(method: &str, path: &str) -> Self {
         Self { method: method.into(), path: path.into(), headers: Vec::new(), body: Bytes::new() }
     }
 
-    pub fn post(path: &str, body: Value) -> Self {
+    pub(crate) fn post(path: &str, body: Value) -> Self {
         Self { body: body.to_string().into(), ..Self::new("POST", path) }.header("content-type", "application/json")
     }
 
-    pub fn header(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.into(), value.into()));
         self
     }
 
-    pub fn body(self, body: impl Into<Bytes>) -> Self {
+    pub(crate) fn body(self, body: impl Into<Bytes>) -> Self {
         Self { body: body.into(), ..self }
     }
 
     /// Sends it on a connection of its own.
-    pub async fn send(self, to: SocketAddr) -> Answer {
+    pub(crate) async fn send(self, to: SocketAddr) -> Answer {
         within(self.try_send(to)).await.unwrap_or_else(|error| panic!("no answer: {error}"))
     }
 
-    pub async fn try_send(self, to: SocketAddr) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    pub(crate) async fn try_send(self, to: SocketAddr) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
         let stream = TcpStream::connect(to).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         // Closed when this future is dropped.
@@ -162,24 +162,24 @@ impl Ask {
 }
 
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub body: Bytes,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?} is no JSON"))
     }
 
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
     /// The body of an answer with this status, which is a success.
     #[track_caller]
-    pub fn expect(&self, status: u16) -> Value {
+    pub(crate) fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{self:?}");
         if status == 204 {
             assert!(self.body.is_empty(), "{self:?}");
@@ -191,7 +191,7 @@ impl Answer {
 
     /// The body of a problem of this status and type.
     #[track_caller]
-    pub fn problem(&self, status: u16, name: &str) -> Value {
+    pub(crate) fn problem(&self, status: u16, name: &str) -> Value {
         assert_eq!(self.status, status, "{self:?}");
         assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
         let body = self.json();
