@@ -27,6 +27,7 @@ use crate::driver::{Answer, Backlog, Event, Question};
 mod acquire;
 mod audit;
 mod door;
+mod hex;
 mod inspect;
 mod listen;
 mod problem;

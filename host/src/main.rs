@@ -198,7 +198,7 @@ struct ReleaseArgs {
     /// Why, for the record.
     #[arg(long, value_name = "TEXT")]
     reason: String,
-    /// No lock delay: nothing works under this lock any more. Also lifts the key's quarantine.
+    /// No lock delay: nothing works under this lock any more. Without --token, also lifts the key's quarantine.
     #[arg(long)]
     skip_lock_delay: bool,
 }

@@ -33,6 +33,11 @@ impl Problem {
         Self { status, name, detail: detail.into(), retry_after, more: Map::new() }
     }
 
+    #[cfg(test)]
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// Adds a member beside the standard ones.
     pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.more.insert(name.into(), value.into());

@@ -1,7 +1,7 @@
 //! The routes of operators: ending holds by force, and the record of who did so.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use axum::extract::{Extension, Request, State};
 use axum::http::StatusCode;
@@ -119,25 +119,26 @@ async fn carry_out(api: &Api, order: Order, peer: Peer) -> Result<Response, Prob
             Err(Problem::new(StatusCode::CONFLICT, "quarantine", detail))
         }
         Forced::Told { tokens, .. } => {
-            let is_told = |holder: &&Value| {
-                let token = holder.get("token").and_then(Value::as_u64);
-                tokens.iter().any(|told| Some(told.as_u64()) == token)
-            };
-            let holders: Vec<&Value> = shown.iter().filter(is_told).collect();
+            let holders = told(&shown, &tokens);
             // No promise is longer: so long do holders keep the lock that do not let go.
-            let within = if holders.is_empty() { Duration::ZERO } else { api.session_ttl };
-            Ok(json_answer(&json!({
-                "key": key.as_str(),
-                "holders": holders,
-                "all": shown_all,
-                "within_ms": to_millis(within),
-            })))
+            let within_ms = if holders.is_empty() { 0 } else { to_millis(api.session_ttl) };
+            let answer = json!({ "key": key.as_str(), "holders": holders, "all": shown_all, "within_ms": within_ms });
+            Ok(json_answer(&answer))
         }
         Forced::Changed => {
             let detail = "The holds that were meant had ended when the release was carried out; nobody was told.";
             Err(Problem::new(StatusCode::CONFLICT, "changed", detail))
         }
     }
+}
+
+/// Those holders whose tokens are among `tokens`.
+fn told<'a>(shown: &'a [Value], tokens: &[Token]) -> Vec<&'a Value> {
+    let is_told = |holder: &&Value| {
+        let token = holder.get("token").and_then(Value::as_u64);
+        tokens.iter().any(|told| Some(told.as_u64()) == token)
+    };
+    shown.iter().filter(is_told).collect()
 }
 
 /// GET /v1/audit

@@ -375,3 +375,6 @@ impl Drop for Waiter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use turnstile_protocol::{NAME_MAX_BYTES, VERSION, v1};
 
-use super::acquire::{Asked, from_hex, to_hex};
+use super::acquire::Asked;
+use super::hex::{from_hex, to_hex};
 use super::listen::Peer;
 use super::problem::Problem;
 use super::session::{Outcome, Released, Session};

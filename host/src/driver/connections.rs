@@ -93,7 +93,7 @@ impl Outbound {
         let _ = self.messages.send(Err(status));
     }
 
-    fn send(&self, items: Vec<v1::ServerItem>) {
+    pub(crate) fn send(&self, items: Vec<v1::ServerItem>) {
         self.queued_items.fetch_add(items.len(), Ordering::Relaxed);
         let _ = self.messages.send(Ok(v1::ServerMessage { items }));
     }

@@ -181,3 +181,142 @@ impl Driver {
 fn is_busy(key: &KeyDescription) -> bool {
     key.holder_count > 0 || key.waiter_count > 0 || key.quarantined_until.is_some()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tokio::sync::mpsc;
+    use turnstile_core::{
+        Acquire, ClaimId, Config, Ending, Engine, Epoch, HeartbeatSeq, KeyRequest, Mode, RequestId, smallvec,
+    };
+    use turnstile_protocol::v1;
+
+    use super::*;
+    use crate::driver::Health;
+    use crate::store::{Operation, Store};
+
+    const NOW: Instant = Instant::from_micros(1_000_000);
+    const SESSION: SessionId = SessionId(1);
+
+    struct SilentStore;
+
+    impl Store for SilentStore {
+        fn submit(&self, _: Operation) {}
+    }
+
+    fn key() -> LockKey {
+        LockKey::parse("default/a").unwrap()
+    }
+
+    /// A driver whose host owns the key.
+    fn driver() -> Driver {
+        let (_, store_events) = mpsc::unbounded_channel();
+        let (_, events) = mpsc::channel(1);
+        let (engine, health) = (Engine::new(Config::default()), Arc::new(Health::new(NOW)));
+        let welcome = v1::Welcome::default();
+        let mut driver = Driver::new(engine, Box::new(SilentStore), store_events, events, welcome, health);
+        driver.feed(NOW, Input::LeaseRenewed { until: NOW + Duration::from_secs(60) });
+        driver.feed(NOW, Input::OpenSession { session: SESSION, seq: HeartbeatSeq(1) });
+        driver
+    }
+
+    fn acquire(driver: &mut Driver, request: u64, mode: Mode) -> Token {
+        let keys = smallvec![KeyRequest { key: key(), mode }];
+        let lock_delay = Duration::from_secs(10);
+        let acquire = Acquire { keys, lock_delay, ..Acquire::of_key(RequestId(request), key()) };
+        driver.feed(NOW, Input::Acquire { session: SESSION, acquire });
+        if !driver.engine.owns(&key()) {
+            let (claim, epoch, lock_delay) = (ClaimId(1), Epoch(1), Duration::from_secs(10));
+            let gained =
+                Input::OwnershipGained { key: key(), claim, epoch, lock_delay, quarantined_until: Instant::default() };
+            driver.feed(NOW, gained);
+        }
+        driver.engine.describe(&key(), 10).unwrap().holders.last().expect("it is granted").token
+    }
+
+    fn release(driver: &mut Driver, request: u64, ending: Ending) {
+        driver.feed(NOW, Input::Release { session: SESSION, request: RequestId(request), ending });
+    }
+
+    fn force(driver: &mut Driver, target: Target, delay: ForcedDelay) -> Forced {
+        driver.force_release(NOW, ForceRelease { key: key(), target, delay })
+    }
+
+    fn told(tokens: &[Token], quarantined: bool) -> Forced {
+        Forced::Told { tokens: tokens.to_vec(), quarantined }
+    }
+
+    fn ending(driver: &Driver) -> Vec<bool> {
+        let key = driver.engine.describe(&key(), 10).unwrap();
+        key.holders.iter().map(|holder| holder.ending.is_some()).collect()
+    }
+
+    #[test]
+    fn whoever_came_after_the_look_is_spared() {
+        let mut driver = driver();
+        let seen = [acquire(&mut driver, 1, Mode::Shared), acquire(&mut driver, 2, Mode::Shared)];
+        release(&mut driver, 1, Ending::Clean);
+        acquire(&mut driver, 3, Mode::Shared);
+        let forced = force(&mut driver, Target::Key(seen.into()), ForcedDelay::Skip);
+        assert_eq!(forced, told(&seen[1..], false));
+        assert_eq!(ending(&driver), [true, false]);
+        assert_eq!(force(&mut driver, Target::Key(vec![seen[0]]), ForcedDelay::Skip), Forced::Changed);
+        assert_eq!(force(&mut driver, Target::Hold(seen[0]), ForcedDelay::Keep), Forced::Changed);
+        assert_eq!(ending(&driver), [true, false]);
+    }
+
+    #[test]
+    fn a_quarantine_is_lifted_only_if_nobody_came_meanwhile() {
+        let mut driver = driver();
+        acquire(&mut driver, 1, Mode::Shared);
+        release(&mut driver, 1, Ending::Unclean);
+        // A reader comes in beside what one of its kind left behind.
+        acquire(&mut driver, 2, Mode::Shared);
+        assert_eq!(force(&mut driver, Target::Key(Vec::new()), ForcedDelay::Skip), Forced::Changed);
+        assert_eq!(ending(&driver), [false]);
+        release(&mut driver, 2, Ending::Clean);
+        assert_eq!(force(&mut driver, Target::Key(Vec::new()), ForcedDelay::Keep), Forced::Changed);
+        assert_eq!(force(&mut driver, Target::Key(Vec::new()), ForcedDelay::Skip), told(&[], false));
+        acquire(&mut driver, 3, Mode::Exclusive);
+    }
+
+    #[test]
+    fn what_a_dead_host_left_is_not_lifted() {
+        let mut driver = driver();
+        let request = Acquire { wait: Duration::from_secs(60), ..Acquire::of_key(RequestId(1), key()) };
+        driver.feed(NOW, Input::Acquire { session: SESSION, acquire: request });
+        let (claim, epoch, lock_delay) = (ClaimId(1), Epoch(1), Duration::ZERO);
+        let quarantined_until = NOW + Duration::from_secs(9);
+        driver.feed(NOW, Input::OwnershipGained { key: key(), claim, epoch, lock_delay, quarantined_until });
+        assert_eq!(force(&mut driver, Target::Key(Vec::new()), ForcedDelay::Skip), told(&[], true));
+        assert_eq!(driver.engine.describe(&key(), 1).unwrap().holder_count, 0);
+    }
+
+    #[test]
+    fn an_unknown_key_is_nobodys() {
+        let mut driver = driver();
+        assert_eq!(force(&mut driver, Target::Key(Vec::new()), ForcedDelay::Skip), Forced::Changed);
+    }
+
+    #[test]
+    fn a_listing_looks_at_so_many_places_and_no_more() {
+        let mut driver = driver();
+        for number in 0..1_500 {
+            let name = LockKey::parse(&format!("default/{number}")).unwrap();
+            let acquire = Acquire::of_key(RequestId(number + 1), name);
+            driver.feed(NOW, Input::Acquire { session: SESSION, acquire });
+        }
+        let list = |from, prefix: &str, idle, keys_max| {
+            let (keys, next) = driver.list(&Listing { from, prefix: prefix.into(), idle, keys_max });
+            (keys.len(), next)
+        };
+        assert_eq!(list(0, "", true, 1_000), (1_000, Some(1_000)));
+        assert_eq!(list(0, "other", true, 1), (0, Some(1_000)));
+        assert_eq!(list(0, "", true, 7), (7, Some(7)));
+        assert_eq!(list(1_000, "", true, 1_000).0, 500);
+        assert_eq!(list(u32::MAX, "", true, 1_000), (0, None));
+        assert_eq!(list(0, "default/149", true, 1_000), (1, Some(1_000)));
+    }
+}
