@@ -33,7 +33,11 @@ pub(crate) struct Running {
 impl Running {
     /// With a fresh database, and `config` beyond what is needed.
     pub(crate) async fn start(config: &str) -> Self {
-        let directory = TempDir::new().unwrap();
+        Self::start_on(config, TempDir::new().unwrap()).await
+    }
+
+    /// With the database in this directory.
+    pub(crate) async fn start_on(config: &str, directory: TempDir) -> Self {
         let local = Some(([127, 0, 0, 1], 0).into());
         let overrides = Overrides {
             listen: local,
@@ -67,6 +71,17 @@ impl Running {
     pub(crate) async fn session(&self) -> String {
         let answer = self.post("/v1/sessions", json!({ "node": "test" })).await.expect(201);
         format!("/v1/sessions/{}", answer["session"].as_str().unwrap())
+    }
+
+    /// Keeps a session alive until the task is aborted.
+    pub(crate) fn beat(&self, session: &str) -> JoinHandle<()> {
+        let (path, api) = (format!("{session}/heartbeats"), self.api);
+        tokio::spawn(async move {
+            for seq in 1_u64.. {
+                Ask::post(&path, json!({ "seq": seq })).send(api).await.expect(200);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
     }
 
     /// Takes a lock that is free.

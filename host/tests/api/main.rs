@@ -8,4 +8,5 @@ mod features;
 mod inspect;
 mod locks;
 mod operators;
+mod readme;
 mod sessions;

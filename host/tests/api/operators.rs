@@ -3,8 +3,9 @@
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
+use tokio::io::AsyncBufReadExt;
 
-use crate::bench::{LONG, Running, lock, within};
+use crate::bench::{Ask, LONG, Running, lock, within};
 
 fn order(key: &str, lock_delay: &str) -> Value {
     json!({ "key": key, "by": "ann", "reason": "OPS-512: hangs", "lock_delay": lock_delay })
@@ -141,6 +142,40 @@ async fn what_cannot_be_recorded_is_not_carried_out() {
     let record: Value = serde_json::from_str(&text).unwrap();
     assert!(text.ends_with('\n'));
     assert_eq!(running.get("/v1/audit").await.expect(200)["records"], json!([record]));
+}
+
+#[tokio::test]
+async fn nobody_skips_the_lock_delay_of_a_host_that_died() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let short = "[sessions]\nttl = \"500ms\"\n[store]\nlease_ttl = \"500ms\"\n";
+    let config = directory.path().join("turnstile.toml");
+    std::fs::write(&config, short).unwrap();
+    let database = directory.path().join("locks.db");
+    let mut host = tokio::process::Command::new(env!("CARGO_BIN_EXE_turnstile"));
+    host.args(["host", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"]);
+    host.arg("--config").arg(&config).arg("--database").arg(&database);
+    let mut host = host.stderr(std::process::Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut log = tokio::io::BufReader::new(host.stderr.take().unwrap()).lines();
+    let api = loop {
+        let line = within(log.next_line()).await.unwrap().expect("it says where it listens");
+        if let Some((_, rest)) = line.split_once("api_address=") {
+            break rest.split(' ').next().unwrap().parse().unwrap();
+        }
+    };
+    let session = Ask::post("/v1/sessions", json!({})).send(api).await.expect(201);
+    let locks = format!("/v1/sessions/{}/locks", session["session"].as_str().unwrap());
+    Ask::post(&locks, lock("default/a", "20s")).send(api).await.expect(200);
+    within(host.kill()).await.unwrap();
+
+    let running = Running::start_on(short, directory).await;
+    let session = running.session().await;
+    let beating = running.beat(&session);
+    let waiting = running.ask_for(&session, lock("default/a", "60s"));
+    running.until("default/a", "in quarantine", |key| key["quarantined_for_ms"].as_u64() > Some(30_000)).await;
+    running.post("/v1/release", order("default/a", "skip")).await.problem(409, "quarantine");
+    assert!(!waiting.is_finished() && !beating.is_finished());
+    waiting.abort();
+    beating.abort();
 }
 
 fn turnstile(running: &Running, command: &str, args: &[&str]) -> Output {
