@@ -99,6 +99,8 @@ impl Engine {
                 return Ok(Err(Refusal(RejectReason::Invalid, None)));
             }
             self.keys.get_mut(key)?.coming += 1;
+            // Not to be given up for the room that the next one needs.
+            self.keys.unlist_idle(key)?;
             uses.push(KeyUse { key, asked, part: Part::Bears, mode: *mode, token: None });
         }
         // The same order on every host: who waits for a key has only smaller ones, so nobody waits in a circle.

@@ -151,9 +151,11 @@ impl Engine {
         let waiters = core::mem::take(&mut resume.waiters);
         let mut unknown = Vec::new();
         self.together(|engine| {
+            let waiting = engine.still_waiting(id, &resume)?;
             engine.compare(id, &resume, &waiters)?;
             for acquire in waiters {
-                if !engine.compare_waiter(id, &acquire)? {
+                // One that was turned away with the hold that it was to join has its answer.
+                if !engine.compare_waiter(id, &acquire)? && !waiting.contains(&acquire.request) {
                     unknown.push(acquire);
                 }
             }
@@ -163,6 +165,20 @@ impl Engine {
             self.admit(id, acquire)?;
         }
         self.acknowledge(id)
+    }
+
+    /// The session's waiters, less those that the client says are none any more.
+    fn still_waiting(&self, id: SessionId, resume: &Resume) -> Step<BTreeSet<RequestId>> {
+        let mut waiting = BTreeSet::new();
+        for (request, index) in self.sessions.get(id)?.in_order() {
+            if !self.requests.get(index)?.stage.is_hold() {
+                waiting.insert(request);
+            }
+        }
+        for request in resume.releases.iter().map(|(request, _)| request).chain(&resume.holds) {
+            waiting.remove(request);
+        }
+        Ok(waiting)
     }
 
     /// Everything but the waiters that the client lists.
@@ -223,12 +239,17 @@ impl Engine {
 
     /// What the client did not list: it does not wait any more, and what became of a hold we cannot know.
     fn end_unlisted(&mut self, id: SessionId, listed: &BTreeSet<RequestId>) -> Step {
-        for (_, index) in self.sessions.get(id)?.in_order().into_iter().filter(|(request, _)| !listed.contains(request))
-        {
-            match self.requests.get(index)?.stage {
-                Stage::Waiting(_) => self.drop_waiter(index)?,
-                Stage::Holding(_) | Stage::Ending { .. } => self.end_hold(index, Ending::Unclean)?,
-            }
+        let all = self.sessions.get(id)?.in_order();
+        let (mut waiters, mut holds) = (Vec::new(), Vec::new());
+        for (_, index) in all.into_iter().filter(|(request, _)| !listed.contains(request)) {
+            if self.requests.get(index)?.stage.is_hold() { holds.push(index) } else { waiters.push(index) }
+        }
+        // In this order: the end of a hold turns away those who wait to join it.
+        for index in waiters {
+            self.drop_waiter(index)?;
+        }
+        for index in holds {
+            self.end_hold(index, Ending::Unclean)?;
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! Re-entrancy: joining a hold by its secret, and the last to release frees what they share.
 
 use turnstile_core::{
-    Acquire, Command, Ending, ForcedDelay, HolderSecret, Input, LostReason, Mode, Reentry, RejectReason, Token,
+    Acquire, Command, EndReason, Ending, ForcedDelay, HolderSecret, Input, LostReason, Mode, Reentry, RejectReason,
+    RequestId, Resume, Token,
 };
 
 use crate::bench::*;
@@ -235,4 +236,33 @@ fn a_secret_that_is_taken_lets_nobody_join_twice() {
     let commands = bench.gain("z", 2, 1);
     assert_eq!(commands, [grant(2, 1, token(1, 0), 0, VALID)]);
     assert_eq!(bench.acquire(2, joins(2)), [granted(2, 2, &[token(1, 1)])]);
+}
+
+/// Session 1 holds `k`, and a request of its own waits to join it and for `z`, which session 2 holds.
+fn waits_to_join() -> Bench {
+    let mut bench = held(2);
+    bench.acquire(2, wants_all(1, &["z"]));
+    bench.gain("z", 2, 1);
+    assert_eq!(bench.acquire(1, join_with_z()), []);
+    bench
+}
+
+fn join_with_z() -> Acquire {
+    Acquire { reentry: Reentry::Join(SECRET), ..wants_all(3, &["k", "z"]) }
+}
+
+#[test]
+fn a_session_ends_with_its_hold_and_with_who_waits_to_join_it() {
+    let mut bench = waits_to_join();
+    assert_eq!(bench.until(4_000), [end(1, EndReason::Expired), end(2, EndReason::Expired)]);
+    assert_eq!((bench.engine.waiter_count(), bench.engine.hold_count()), (0, 0));
+}
+
+#[test]
+fn who_is_turned_away_during_a_resume_is_told_so_once() {
+    let mut bench = waits_to_join();
+    bench.suspend(1);
+    let releases = vec![(RequestId(2), Ending::Clean)];
+    let resume = Resume { waiters: vec![join_with_z()], releases, ..Resume::default() };
+    assert_eq!(bench.resume(1, 2, resume), [reject_with(1, 3, RejectReason::NoSuchHold, None, 0), ack(1, 2, VALID)]);
 }

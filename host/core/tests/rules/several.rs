@@ -211,12 +211,12 @@ fn keys_that_cannot_all_be_tracked_are_not_tracked_at_all() {
     bench.open(1);
     assert_eq!(bench.acquire(1, wants_all(1, &["a", "b", "c"])), [reject(1, 1, RejectReason::KeysFull)]);
     assert_eq!(bench.engine.key_count(), 0);
-    // One that is idle makes room for others, but not for its own request.
+    // One that is idle makes room for others, but is not given up for its own request.
     bench.acquire(1, wants_all(2, &["a"]));
     bench.gain("a", 1, 1);
     bench.release(1, 2, Ending::Clean);
-    assert_eq!(bench.acquire(1, wants_all(3, &["a", "b", "c"])), [give_up("a"), reject(1, 3, RejectReason::KeysFull)]);
-    assert_eq!(bench.engine.key_count(), 0);
+    assert_eq!(bench.acquire(1, wants_all(3, &["a", "b", "c"])), [reject(1, 3, RejectReason::KeysFull)]);
+    assert_eq!((bench.engine.key_count(), bench.engine.owned_key_count()), (1, 1));
 }
 
 #[test]
@@ -249,4 +249,12 @@ fn a_grant_lost_on_its_way_is_told_again_whole() {
     let commands = bench.resume(1, 2, resume);
     let [turnstile_core::Command::Grant { keys, .. }, _] = &commands[..] else { panic!("{commands:?}") };
     assert_eq!(keys[..], [alone(token(12, 1))[0], alone(token(11, 1))[0]]);
+}
+
+#[test]
+fn room_for_one_key_is_not_made_by_giving_up_another_of_the_same_request() {
+    let mut bench = ready_with(1, |config| config.keys_max = 3);
+    // `a` has been idle longest, and is wanted.
+    assert_eq!(bench.acquire(1, wants_all(9, &["a", "d"])), [give_up("b"), claim("d", 4)]);
+    assert_eq!(bench.gain("d", 4, 14), [grants(1, 9, &[token(11, 1), token(14, 0)], 0)]);
 }
