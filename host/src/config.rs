@@ -139,7 +139,7 @@ impl Sessions {
 
 impl Api {
     fn read(section: &mut Section<'_>, overrides: &Overrides) -> Option<Self> {
-        let enabled = section.flag("enabled", true);
+        let enabled = section.flag("enabled", true) || overrides.api_listen.is_some();
         let listen = section.address("listen", loopback(7880));
         let listen = overrides.api_listen.unwrap_or(listen);
         let insecure = section.flag("insecure", false);
@@ -262,6 +262,8 @@ mod tests {
     fn the_api_can_be_switched_off_and_keeps_a_record_if_asked() {
         let api = |text: &str| Config::parse(text, &Overrides::default()).unwrap().api;
         assert!(api("[api]\nenabled = false").is_none());
+        let overrides = Overrides { api_listen: Some(loopback(0)), ..Overrides::default() };
+        assert!(Config::parse("[api]\nenabled = false", &overrides).unwrap().api.is_some());
         assert_eq!(api("").unwrap().audit_file, None);
         assert_eq!(api("[api]\naudit_file = \"a.log\"").unwrap().audit_file, Some("a.log".into()));
         assert!(faults("[api]\naudit_file = true").contains("api.audit_file"));

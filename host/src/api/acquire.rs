@@ -1,4 +1,4 @@
-//! An acquire as JSON: read into the session protocol's own message, so that all its features are there by construction.
+//! An acquire as JSON, read into the session protocol's own message: all its features are there by construction.
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -118,8 +118,8 @@ impl Session {
             Some(Err(_)) => return Err(Problem::busy("This host has as many sessions as it may have.")),
             None => return Err(Problem::going_away()),
         };
-        let mut items = first.into_iter().filter_map(|item| item.item);
-        let Some(Item::Welcome(welcome)) = items.next() else {
+        let mut items = first.into_iter();
+        let Some(v1::ServerItem { item: Some(Item::Welcome(welcome)) }) = items.next() else {
             return Err(Problem::internal("The host did not say welcome."));
         };
         let (chores, todo) = mpsc::unbounded_channel();
@@ -136,7 +136,7 @@ impl Session {
         loop {
             tokio::select! {
                 message = stream.next() => match message {
-                    Some(Ok(message)) => message.items.into_iter().filter_map(|item| item.item).for_each(|item| self.hear(item)),
+                    Some(Ok(message)) => message.items.into_iter().for_each(|item| self.hear(item)),
                     Some(Err(_)) | None => break,
                 },
                 _ = &mut given_up => break,
@@ -240,10 +240,10 @@ impl Session {
         Ok(result)
     }
 
-    fn hear(&self, item: Item) {
+    fn hear(&self, item: v1::ServerItem) {
         let mut state = self.state();
-        match item {
-            Item::Grant(grant) => {
+        match item.item {
+            Some(Item::Grant(grant)) => {
                 if let Some(lock @ Lock::Waiting(_)) = state.locks.get_mut(&grant.id)
                     && let Lock::Waiting(outcome) = std::mem::replace(lock, Lock::Held)
                 {
@@ -251,21 +251,21 @@ impl Session {
                     let _ = outcome.send(Outcome::Granted(grant));
                 }
             }
-            Item::Reject(reject) => {
+            Some(Item::Reject(reject)) => {
                 if let Some(Lock::Waiting(_)) = state.locks.get(&reject.id)
                     && let Some(Lock::Waiting(outcome)) = state.locks.remove(&reject.id)
                 {
                     let _ = outcome.send(Outcome::Rejected(reject));
                 }
             }
-            Item::Lost(lost) => {
+            Some(Item::Lost(lost)) => {
                 if let Some(lock @ Lock::Held) = state.locks.get_mut(&lost.id) {
                     *lock = Lock::Lost(lost.reason());
                 }
             }
-            Item::HeartbeatAck(ack) => state.acknowledge(ack),
-            Item::GoAway(_) => state.draining = true,
-            Item::Welcome(_) => {}
+            Some(Item::HeartbeatAck(ack)) => state.acknowledge(ack),
+            Some(Item::GoAway(_)) => state.draining = true,
+            Some(Item::Welcome(_)) | None => {}
         }
     }
 

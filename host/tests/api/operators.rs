@@ -147,7 +147,7 @@ async fn what_cannot_be_recorded_is_not_carried_out() {
 #[tokio::test]
 async fn nobody_skips_the_lock_delay_of_a_host_that_died() {
     let directory = tempfile::TempDir::new().unwrap();
-    let short = "[sessions]\nttl = \"500ms\"\n[store]\nlease_ttl = \"500ms\"\n";
+    let short = "[sessions]\nttl = \"2s\"\n[store]\nlease_ttl = \"2s\"\n";
     let config = directory.path().join("turnstile.toml");
     std::fs::write(&config, short).unwrap();
     let database = directory.path().join("locks.db");

@@ -69,7 +69,7 @@ async fn a_grant_whose_request_went_away_goes_back() {
     // Told already, and not looked at.
     let waiter = session.acquire(asked()).await.unwrap();
     assert_eq!(driver.asked().await, RequestId(2));
-    session.hear(Item::Grant(v1::Grant { id: 2, ..v1::Grant::default() }));
+    session.hear(v1::Grant { id: 2, ..v1::Grant::default() }.into());
     drop(waiter);
     assert_eq!(driver.withdrawn().await, RequestId(2));
 }
