@@ -93,7 +93,8 @@ impl Record<'_> {
     fn log(&self) {
         let all = |name: &str| {
             let texts = self.holders.iter().filter_map(|holder| holder.get(name));
-            texts.map(ToString::to_string).collect::<Vec<_>>().join(",")
+            let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            texts.map(plain).collect::<Vec<_>>().join(",")
         };
         tracing::warn!(
             target: "turnstile::audit",

@@ -1,8 +1,8 @@
 //! Suspicions of a review: each test says what the design promises where the engine was doubted.
 
 use turnstile_core::{
-    Acquire, Command, Ending, ForcedDelay, HandoffBudget, HeartbeatSeq, HolderSecret, Input, LostReason, Mode,
-    Reentry, RejectReason, RequestId, Resume, SessionId,
+    Acquire, Command, Ending, ForcedDelay, HandoffBudget, HeartbeatSeq, HolderSecret, Input, LostReason, Mode, Reentry,
+    RejectReason, RequestId, Resume, SessionId,
 };
 
 use crate::bench::*;
