@@ -102,6 +102,10 @@ pub(super) fn show_holders<'a>(
         shown.insert("token".into(), holder.token.as_u64().into());
         shown.insert("held_ms".into(), millis_until(holder.since, now));
         shown.insert("hold_left_ms".into(), millis_until(now, holder.limit));
+        if !holder.joined.is_empty() {
+            let joined = holder.joined.iter().map(|joined| Value::Object(show_client(*joined, clients)));
+            shown.insert("joined".into(), joined.collect());
+        }
         if let Some((reason, until)) = holder.ending {
             let ending = json!({ "reason": lost_reason(reason), "within_ms": millis_until(now, until) });
             shown.insert("ending".into(), ending);
@@ -119,12 +123,8 @@ fn show_waiter(waiter: &WaiterDescription, seen: &Answer) -> Value {
     Value::Object(shown)
 }
 
-fn show_request(
-    holder: HolderId,
-    mode: Mode,
-    who: Option<&Who>,
-    clients: &HashMap<SessionId, Client>,
-) -> Map<String, Value> {
+/// Whose request it is.
+fn show_client(holder: HolderId, clients: &HashMap<SessionId, Client>) -> Map<String, Value> {
     let mut shown = Map::new();
     // As text, and as it stands in the logs: not every reader of JSON has numbers of 64 bits.
     shown.insert("session".into(), holder.session.0.to_string().into());
@@ -133,6 +133,16 @@ fn show_request(
         shown.insert("node".into(), show_text(&client.node));
         shown.insert("worker".into(), show_text(&client.worker));
     }
+    shown
+}
+
+fn show_request(
+    holder: HolderId,
+    mode: Mode,
+    who: Option<&Who>,
+    clients: &HashMap<SessionId, Client>,
+) -> Map<String, Value> {
+    let mut shown = show_client(holder, clients);
     let (name, limit) = match mode {
         Mode::Exclusive => ("exclusive", None),
         Mode::Shared => ("shared", None),

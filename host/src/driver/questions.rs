@@ -145,7 +145,10 @@ impl Driver {
 
     fn seen(&self, now: Instant, keys: Vec<KeyDescription>, next: Option<u32>) -> Answer {
         let sessions = keys.iter().flat_map(|key| {
-            let holders = key.holders.iter().map(|holder| holder.holder.session);
+            let holders = key
+                .holders
+                .iter()
+                .flat_map(|holder| std::iter::once(&holder.holder).chain(&holder.joined).map(|holder| holder.session));
             holders.chain(key.waiters.iter().map(|waiter| waiter.holder.session))
         });
         let named = |session| Some((session, self.connections.client(session)?.clone()));
