@@ -13,7 +13,8 @@ pub struct Config {
     pub waiters_max: usize,
     /// Waiters of one session at once (I7).
     pub waiters_per_session_max: usize,
-    /// Waiters of one key at once (I7).
+    /// Waiters of one key at once, besides those that join its hold: a full queue must not turn those away, for which the
+    /// hold may be waiting. They are bounded by session, and as a whole (I7).
     pub waiters_per_key_max: usize,
     /// Keys tracked at once, whatever their state (I7).
     pub keys_max: usize,
@@ -25,7 +26,8 @@ pub struct Config {
     pub lock_delay_max: Duration,
     /// How long a request waits for the *store* at least, however short its own wait (0 is a try), when nothing else
     /// stands between it and the key: free here, not owned yet, nobody before it. Once the store has answered that
-    /// somebody else has the key, its own wait counts.
+    /// somebody else has the key, its own wait counts. A try waits for this long even then: the other host may own the key
+    /// with nobody holding it, and gives it up when asked.
     pub claim_patience: Duration,
     /// What local waiters may still get when another host wants the key.
     pub handoff_budget: HandoffBudget,

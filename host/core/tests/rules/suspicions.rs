@@ -162,8 +162,9 @@ fn an_answer_is_given_once_also_to_a_joiner_whose_hold_ends_by_the_same_resume()
 #[test]
 fn a_forced_release_takes_all_who_join_the_hold() {
     let mut bench = held(6, &["m", "z"]);
-    bench.release(6, 1, Ending::Clean);
+    // The place that is free last is taken first: the founder is looked at before the other members.
     bench.release(6, 2, Ending::Clean);
+    bench.release(6, 1, Ending::Clean);
     // The founder has `k` and `m`; one member has `k` alone. A stranger reads `z`.
     bench.acquire(1, Acquire { reentry: Reentry::Offer(SECRET), ..wants_all(2, &["k", "m"]) });
     assert_eq!(granted(&bench.acquire(2, joins(1, &["k"]))), [(2, 1)]);
@@ -262,7 +263,7 @@ fn limited_holders_do_not_keep_a_key_from_another_host_for_ever() {
 }
 
 #[test]
-fn a_heartbeat_that_makes_a_promise_worth_making_again_is_acted_on() {
+fn a_heartbeat_makes_no_promise_worth_making_that_the_lease_does_not_cover() {
     let mut bench = Bench::without_lease(|_| {});
     bench.give(Input::LeaseRenewed { until: at(4_000) });
     bench.open(1);
@@ -272,7 +273,8 @@ fn a_heartbeat_that_makes_a_promise_worth_making_again_is_acted_on() {
     bench.until(3_700);
     assert_eq!(bench.gain("k", 1, 1), []);
     let commands = bench.give(Input::Heartbeat { session: SessionId(1), seq: HeartbeatSeq(3) });
-    assert_eq!(granted(&commands), [(1, 1)]);
+    assert_eq!(granted(&commands), []);
+    assert_eq!(granted(&bench.give(Input::LeaseRenewed { until: at(9_000) })), [(1, 1)]);
 }
 
 #[test]
@@ -335,10 +337,39 @@ fn a_wait_that_was_stretched_for_one_key_is_its_own_again_at_the_next() {
 }
 
 #[test]
-fn a_try_is_answered_when_the_store_says_that_another_host_has_the_key() {
+fn a_try_waits_for_another_host_that_may_have_no_use_for_the_key() {
     let mut bench = Bench::new(|_| {});
     bench.open(1);
     assert_eq!(bench.acquire(1, tries(1)), [claim("k", 1)]);
+    // It owns the key, which does not mean that anybody holds it.
     let queued = Input::OwnershipQueued { key: key("k"), claim: turnstile_core::ClaimId(1) };
-    assert_eq!(bench.give(queued), [reject(1, 1, RejectReason::Conflict), give_up("k")]);
+    assert_eq!(bench.give(queued), []);
+    assert_eq!(bench.until(999), []);
+    assert_eq!(bench.until(1_000), [reject(1, 1, RejectReason::Conflict), give_up("k")]);
+}
+
+#[test]
+fn a_wait_that_the_store_used_up_is_granted_if_the_next_key_is_free() {
+    let mut bench = Bench::ready(1);
+    assert_eq!(bench.acquire(1, Acquire { wait: ms(2), ..wants_all(2, &["a", "k"]) }), [claim("a", 2)]);
+    assert_eq!(bench.until(5), []);
+    assert_eq!(granted(&bench.gain("a", 2, 1)), [(1, 2)]);
+}
+
+#[test]
+fn who_waits_to_join_the_hold_takes_no_turn() {
+    let mut bench = held(6, &["z"]);
+    bench.acquire(1, offers(2));
+    bench.freeze(800);
+    for session in 1..=6 {
+        bench.give(Input::Heartbeat { session: SessionId(session), seq: HeartbeatSeq(2) });
+    }
+    bench.release(1, 2, Ending::Clean);
+    // A hold takes 100 ms now, by the average.
+    bench.acquire(1, offers(3));
+    for session in 2..=5 {
+        assert_eq!(bench.acquire(session, joins(1, &["k", "z"])), []);
+    }
+    let fast = Acquire { wait: ms(200), fail_fast: true, ..wants(3) };
+    assert_eq!(bench.acquire(6, fast), []);
 }
