@@ -216,7 +216,11 @@ impl Engine {
         let used = self.requests.get(index)?.uses.get(usize::from(queues)).copied();
         let used = used.ok_or(Fault::Broken("a request queues for what it has not asked"))?;
         let stretched = used.part == Part::Bears && self.waits_for_store_alone(used.key)?;
-        self.stretch_wait(index, stretched)?;
+        let at_once = used.part == Part::Joins || would_be_next(self.keys.get(used.key)?, used.mode);
+        // What the store has used up of its wait at an earlier key is not held against it if nobody is in its way here.
+        if stretched || !at_once {
+            self.stretch_wait(index, stretched)?;
+        }
         let entry = self.entry(index, used)?;
         let lock_delay = self.requests.get(index)?.lock_delay;
         let waiting = self.requests.waiting(index)?;

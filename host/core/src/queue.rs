@@ -39,6 +39,11 @@ impl Queue {
         self.live.len() + self.passed_over.len() + self.joining.len()
     }
 
+    /// How many take turns.
+    pub(crate) fn in_line_len(&self) -> usize {
+        self.live.len() + self.passed_over.len()
+    }
+
     pub(crate) fn push(&mut self, entry: Entry, place: Place, lock_delay: Duration) {
         self.side(entry.part, place).insert(entry.ticket, entry);
         if entry.is_try {
