@@ -41,6 +41,8 @@ pub struct Host {
     pub sessions: SocketAddr,
     /// Live and ready probes.
     pub admin: SocketAddr,
+    /// Its API.
+    pub api: SocketAddr,
     database: PathBuf,
     core: Option<usize>,
     dir: TempDir,
@@ -69,9 +71,11 @@ impl Host {
     async fn start_on(config: &HostConfig, dir: TempDir, database: PathBuf) -> Self {
         let sessions = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let api = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let toml = format!(
             "[sessions]\nlisten = \"{sessions}\"\nttl = \"{}ms\"\nheartbeat = \"{}ms\"\n\
              [admin]\nlisten = \"{admin}\"\n\
+             [api]\nlisten = \"{api}\"\n\
              [store]\nkind = \"sqlite\"\npath = \"{}\"\nlease_ttl = \"{}ms\"\n\
              {}\n",
             config.ttl_ms,
@@ -82,7 +86,7 @@ impl Host {
         );
         fs::write(dir.path().join("turnstile.toml"), toml).expect("the configuration can be written");
         let core = config.core;
-        let host = Self { process: launch(&dir, core), sessions, admin, database, core, dir };
+        let host = Self { process: launch(&dir, core), sessions, admin, api, database, core, dir };
         host.ready().await;
         host
     }

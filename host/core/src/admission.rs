@@ -75,9 +75,12 @@ impl Engine {
 
     fn look_at_bounds(&self, session: SessionId) -> Admission {
         let refused = |reason| Ok(Err(Refusal(reason, None)));
+        let known = self.sessions.get(session)?;
         if self.phase != Phase::Serving {
             refused(RejectReason::Draining)
-        } else if self.sessions.get(session)?.waiters >= self.config.waiters_per_session_max {
+        } else if known.waiters >= self.config.waiters_per_session_max
+            || known.requests.len() - known.waiters >= self.config.holds_per_session_max
+        {
             refused(RejectReason::SessionFull)
         } else if self.requests.waiters() >= self.config.waiters_max {
             refused(RejectReason::QueueFull)
@@ -216,7 +219,11 @@ impl Engine {
         let used = self.requests.get(index)?.uses.get(usize::from(queues)).copied();
         let used = used.ok_or(Fault::Broken("a request queues for what it has not asked"))?;
         let stretched = used.part == Part::Bears && self.waits_for_store_alone(used.key)?;
-        self.stretch_wait(index, stretched)?;
+        let at_once = used.part == Part::Joins || would_be_next(self.keys.get(used.key)?, used.mode);
+        // What the store has used up of its wait at an earlier key is not held against it if nobody is in its way here.
+        if stretched || !at_once {
+            self.stretch_wait(index, stretched)?;
+        }
         let entry = self.entry(index, used)?;
         let lock_delay = self.requests.get(index)?.lock_delay;
         let waiting = self.requests.waiting(index)?;
@@ -238,6 +245,10 @@ impl Engine {
     /// What the family says to one more who would join it.
     fn look_at_family(&self, secret: HolderSecret, uses: &mut Uses) -> Step<Result<Joining, RejectReason>> {
         let Some(index) = self.families.find(secret) else { return Ok(Err(RejectReason::NoSuchHold)) };
+        let family = self.families.get(index)?;
+        if family.members.len() + family.waiting.len() > self.config.joins_per_hold_max {
+            return Ok(Err(RejectReason::QueueFull));
+        }
         let bonds = self.bonds(index)?;
         if !bonds.iter().any(|bond| bond.live) {
             return Ok(Err(RejectReason::NoSuchHold));

@@ -73,7 +73,7 @@ impl Key {
             looked += 1;
         }
         take(mode);
-        let waiters = self.waiters().max(looked);
+        let waiters = self.queue.as_ref().map_or(0, |queue| queue.in_line_len());
         u32::try_from(over * waiters.max(1) / looked.max(1)).unwrap_or(u32::MAX)
     }
 }

@@ -104,14 +104,18 @@ impl Engine {
 
     pub(crate) fn force_release(&mut self, name: &LockKey, token: Option<Token>, delay: ForcedDelay) -> Step {
         let Some(index) = self.keys.find(name) else { return Ok(()) };
-        for request in self.holders_of(index, token)? {
-            self.lose(request, LostReason::Forced, delay)?;
-            // Also for those of its family that went before.
-            if let (ForcedDelay::Skip, Kin::Of(family)) = (delay, &self.requests.get(request)?.kin) {
-                let unclean = &mut self.families.get_mut(*family)?.unclean;
-                unclean.retain(|(key, of), _| *key != index || token.is_some_and(|token| token != *of));
+        // As one change: nobody is let in beside holds that are still to be lost.
+        self.together(|engine| {
+            for request in engine.holders_of(index, token)? {
+                engine.lose(request, LostReason::Forced, delay)?;
+                // Also for those of its family that went before.
+                if let (ForcedDelay::Skip, Kin::Of(family)) = (delay, &engine.requests.get(request)?.kin) {
+                    let unclean = &mut engine.families.get_mut(*family)?.unclean;
+                    unclean.retain(|(key, of), _| *key != index || token.is_some_and(|token| token != *of));
+                }
             }
-        }
+            Ok(())
+        })?;
         if delay == ForcedDelay::Skip && token.is_none() {
             self.lift_quarantine(index)?;
         }
