@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 use crate::faults::{Fault, Located};
 use crate::number;
 
-/// How many requests may hold a key at once. Different modes exclude each other.
+/// How many requests may hold a key at once. Holders of different kinds exclude each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// One.
