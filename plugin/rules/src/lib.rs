@@ -105,7 +105,7 @@
 //! - contains a control character, or a space at its start or end, or, in a query, an invalid escape or a `;` beside
 //!   it;
 //!
-//! or if the key is too long.
+//! or if a key is too long. One key in doubt refuses the request, whatever the others are.
 //!
 //! What spelling rules cannot see is what the application itself takes for the same: see the README's list.
 
