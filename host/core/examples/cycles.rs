@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use turnstile_core::{
-    Acquire, ClaimId, Command, Config, Ending, Engine, Epoch, HeartbeatSeq, Input, Instant, LockKey, Mode, RequestId,
+    Acquire, ClaimId, Command, Config, Ending, Engine, Epoch, HeartbeatSeq, Input, Instant, LockKey, RequestId,
     SessionId,
 };
 
@@ -46,12 +46,9 @@ impl Load {
     fn acquire(&mut self, session: u64, key: &LockKey) -> u64 {
         self.requests += 1;
         let acquire = Acquire {
-            request: RequestId(self.requests),
-            key: key.clone(),
-            mode: Mode::Exclusive,
             wait: Duration::from_secs(60),
-            hold: None,
             lock_delay: Duration::from_secs(15),
+            ..Acquire::of_key(RequestId(self.requests), key.clone())
         };
         self.give(Input::Acquire { session: SessionId(session), acquire });
         self.requests

@@ -2,14 +2,26 @@
 
 use core::time::Duration;
 
-use crate::{ClaimId, HeartbeatSeq, LockKey, RequestId, SessionId, Token};
+use smallvec::SmallVec;
+
+use crate::{ClaimId, HeartbeatSeq, HolderSecret, LockKey, RequestId, SessionId, Token};
 
 /// One effect. Commands of one session, and commands about one key, must be carried out in the order they come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // The fields' names and types say it all.
 pub enum Command {
     /// The waiter is now a holder. It may believe so until the instant it sent heartbeat `seq`, plus `valid`.
-    Grant { session: SessionId, request: RequestId, token: Token, waited: Duration, seq: HeartbeatSeq, valid: Duration },
+    Grant {
+        session: SessionId,
+        request: RequestId,
+        /// One a key, in the order of the acquire.
+        keys: SmallVec<[KeyGrant; 1]>,
+        /// Of a hold that others may join.
+        secret: Option<HolderSecret>,
+        waited: Duration,
+        seq: HeartbeatSeq,
+        valid: Duration,
+    },
     /// The waiter is none any more.
     Reject {
         session: SessionId,
@@ -36,6 +48,15 @@ pub enum Command {
     Drained,
 }
 
+/// One key of a [`Command::Grant`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyGrant {
+    /// The fencing token.
+    pub token: Token,
+    /// The lowest token still believed in when this one was granted: in exclusive mode, itself.
+    pub barrier: Token,
+}
+
 /// Why a request was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RejectReason {
@@ -57,6 +78,12 @@ pub enum RejectReason {
     Invalid,
     /// The key's tokens are used up.
     TokensExhausted,
+    /// The wait would end before the turn comes, and the request asked not to wait then.
+    WaitHopeless,
+    /// The hold to join is over, or was never here.
+    NoSuchHold,
+    /// The hold to join has a key in a mode that does not cover what was asked for.
+    Upgrade,
 }
 
 /// Why a hold was lost.
@@ -64,6 +91,8 @@ pub enum RejectReason {
 pub enum LostReason {
     /// It was held for longer than allowed.
     HoldLimit,
+    /// An operator ended it.
+    Forced,
     /// The host's lease in the store is gone, or the key's record.
     Lease,
     /// There is no such hold.

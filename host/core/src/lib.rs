@@ -5,13 +5,16 @@
 //! knows nothing of sockets or stores: ownership of keys and the host's lease reach it as inputs, claims and grants
 //! leave it as commands. Invariants are numbered as in ARCHITECTURE.md; [`Engine::check`] asserts them.
 
-mod acquire;
+mod admission;
 #[cfg(any(test, debug_assertions, feature = "mutations"))]
 mod check;
 mod command;
 mod config;
+mod describe;
 mod engine;
+mod families;
 mod fault;
+mod holders;
 mod holds;
 mod input;
 mod keys;
@@ -20,18 +23,24 @@ mod names;
 mod ownership;
 mod promise;
 mod pump;
+mod queue;
 mod requests;
 mod sessions;
 mod time;
 mod timers;
+mod waiting;
 
-pub use command::{Command, EndReason, LostReason, RejectReason};
+pub use command::{Command, EndReason, KeyGrant, LostReason, RejectReason};
 pub use config::{Config, HandoffBudget};
+pub use describe::{HolderDescription, KeyDescription, KeyPage, OwnershipDescription, WaiterDescription};
 pub use engine::Engine;
 pub use fault::Fault;
-pub use input::{Acquire, Ending, Input, Resume};
+pub use input::{Acquire, Ending, ForcedDelay, Input, KeyRequest, Reentry, Resume, Who};
 #[cfg(feature = "mutations")]
 #[doc(hidden)]
 pub use mutation::Mutation;
-pub use names::{ClaimId, Epoch, HeartbeatSeq, HolderId, InvalidLockKey, LockKey, Mode, RequestId, SessionId, Token};
+pub use names::{
+    ClaimId, Epoch, HeartbeatSeq, HolderId, HolderSecret, InvalidLockKey, LockKey, Mode, RequestId, SessionId, Token,
+};
+pub use smallvec::{SmallVec, smallvec};
 pub use time::Instant;

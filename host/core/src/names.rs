@@ -1,6 +1,7 @@
 //! The names of things: keys, sessions, requests, tokens. Newtypes, so that none is taken for another.
 
 use core::fmt;
+use core::num::NonZeroU32;
 use std::sync::Arc;
 
 /// The name of a guarded resource, namespace included: `default/account:42`. Cheap to clone.
@@ -65,11 +66,25 @@ impl fmt::Display for InvalidLockKey {
 
 impl core::error::Error for InvalidLockKey {}
 
-/// How a lock is held. Shared and limited holds will stand beside it.
+/// How a key is held. Holds of different modes exclude each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// One holder at a time.
     Exclusive,
+    /// Any number of holders.
+    Shared,
+    /// At most this many holders at once; among holders with different limits the smallest counts.
+    Limit(NonZeroU32),
+}
+
+/// What whoever joins a hold must know: 128 random bits, that the driver makes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HolderSecret(pub [u8; 16]);
+
+impl fmt::Debug for HolderSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HolderSecret(..)")
+    }
 }
 
 /// One session of this incarnation; random, so that nobody resumes what is not theirs.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use turnstile_core::{
-    Acquire, ClaimId, Command, Config, EndReason, Ending, Engine, Epoch, HeartbeatSeq, Input, Instant, LockKey,
-    LostReason, Mode, RejectReason, RequestId, Resume, SessionId, Token,
+    Acquire, ClaimId, Command, Config, EndReason, Ending, Engine, Epoch, HeartbeatSeq, Input, Instant, KeyGrant,
+    KeyRequest, LockKey, LostReason, Mode, RejectReason, RequestId, Resume, SessionId, SmallVec, Token, smallvec,
 };
 
 pub(crate) const TTL: Duration = Duration::from_secs(4);
@@ -35,16 +35,39 @@ pub(crate) fn token(epoch: u64, sequence: u32) -> Token {
     Token::new(Epoch(epoch), sequence).unwrap()
 }
 
+/// The keys of an acquire: this one in exclusive mode.
+pub(crate) fn only(name: &str) -> SmallVec<[KeyRequest; 1]> {
+    smallvec![KeyRequest { key: key(name), mode: Mode::Exclusive }]
+}
+
+/// The keys of an acquire, in these modes.
+pub(crate) fn keys(wanted: &[(&str, Mode)]) -> SmallVec<[KeyRequest; 1]> {
+    wanted.iter().map(|(name, mode)| KeyRequest { key: key(name), mode: *mode }).collect()
+}
+
+pub(crate) fn limit(limit: u32) -> Mode {
+    Mode::Limit(limit.try_into().unwrap())
+}
+
+/// An acquire of key `k` in this mode.
+pub(crate) fn wants_as(request: u64, mode: Mode) -> Acquire {
+    Acquire { keys: keys(&[("k", mode)]), ..wants(request) }
+}
+
+/// An acquire of these keys in exclusive mode.
+pub(crate) fn wants_all(request: u64, names: &[&str]) -> Acquire {
+    let wanted: Vec<(&str, Mode)> = names.iter().map(|name| (*name, Mode::Exclusive)).collect();
+    Acquire { keys: keys(&wanted), ..wants(request) }
+}
+
+/// What a grant in exclusive mode brings.
+pub(crate) fn alone(token: Token) -> SmallVec<[KeyGrant; 1]> {
+    smallvec![KeyGrant { token, barrier: token }]
+}
+
 /// An acquire of key `k` that waits for a minute.
 pub(crate) fn wants(request: u64) -> Acquire {
-    Acquire {
-        request: RequestId(request),
-        key: key("k"),
-        mode: Mode::Exclusive,
-        wait: ms(60_000),
-        hold: None,
-        lock_delay: DELAY,
-    }
+    Acquire { wait: ms(60_000), lock_delay: DELAY, ..Acquire::of_key(RequestId(request), key("k")) }
 }
 
 pub(crate) fn tries(request: u64) -> Acquire {
@@ -174,7 +197,20 @@ impl Bench {
 /// A grant that answers the first heartbeat (the Hello) of its session.
 pub(crate) fn grant(session: u64, request: u64, token: Token, waited_ms: u64, valid: Duration) -> Command {
     let (session, request) = (SessionId(session), RequestId(request));
-    Command::Grant { session, request, token, waited: ms(waited_ms), seq: HeartbeatSeq(1), valid }
+    let keys = alone(token);
+    Command::Grant { session, request, keys, secret: None, waited: ms(waited_ms), seq: HeartbeatSeq(1), valid }
+}
+
+/// A grant of several keys: their tokens and barriers.
+pub(crate) fn grant_all(session: u64, request: u64, granted: &[(Token, Token)], waited_ms: u64) -> Command {
+    let keys = granted.iter().map(|(token, barrier)| KeyGrant { token: *token, barrier: *barrier }).collect();
+    let (session, request) = (SessionId(session), RequestId(request));
+    Command::Grant { session, request, keys, secret: None, waited: ms(waited_ms), seq: HeartbeatSeq(1), valid: VALID }
+}
+
+/// A grant of key `k` beside others.
+pub(crate) fn grant_beside(session: u64, request: u64, token: Token, barrier: Token) -> Command {
+    grant_all(session, request, &[(token, barrier)], 0)
 }
 
 pub(crate) fn ack(session: u64, seq: u64, valid: Duration) -> Command {

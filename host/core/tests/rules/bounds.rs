@@ -29,8 +29,8 @@ fn waiters_of_all_keys_and_sessions() {
     let mut bench = Bench::ready_with(2, |config| config.waiters_max = 2);
     bench.acquire(1, wants(2));
     assert_eq!(bench.acquire(1, wants(3)), []);
-    assert_eq!(bench.acquire(2, Acquire { key: key("other"), ..wants(1) }), [claim("other", 2)]);
-    let third = Acquire { key: key("third"), ..wants(2) };
+    assert_eq!(bench.acquire(2, Acquire { keys: only("other"), ..wants(1) }), [claim("other", 2)]);
+    let third = Acquire { keys: only("third"), ..wants(2) };
     assert_eq!(bench.acquire(2, third.clone()), [reject(2, 2, RejectReason::QueueFull)]);
     // A hold is no waiter.
     bench.gain("other", 2, 1);
@@ -50,7 +50,7 @@ fn sessions() {
 fn keys_are_evicted_longest_idle_first_and_never_in_use() {
     let mut bench = Bench::new(|config| config.keys_max = 2);
     bench.open(1);
-    let on = |request, name: &str| Acquire { key: key(name), ..wants(request) };
+    let on = |request, name: &str| Acquire { keys: only(name), ..wants(request) };
     bench.acquire(1, on(1, "a"));
     bench.gain("a", 1, 1);
     bench.acquire(1, on(2, "b"));
@@ -74,7 +74,7 @@ fn a_claim_that_nobody_waits_for_makes_room() {
     bench.open(1);
     bench.acquire(1, wants(1));
     assert_eq!(bench.cancel(1, 1), []);
-    assert_eq!(bench.acquire(1, Acquire { key: key("other"), ..wants(2) }), [give_up("k"), claim("other", 2)]);
+    assert_eq!(bench.acquire(1, Acquire { keys: only("other"), ..wants(2) }), [give_up("k"), claim("other", 2)]);
     assert_eq!(bench.engine.key_count(), 1);
 }
 

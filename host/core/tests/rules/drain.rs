@@ -17,7 +17,7 @@ fn holds_and_quarantines_run_out_first() {
     let mut bench = Bench::ready(2);
     bench.acquire(1, Acquire { lock_delay: ms(2_000), ..wants(2) });
     bench.acquire(2, wants(1));
-    bench.acquire(2, Acquire { key: key("other"), ..wants(2) });
+    bench.acquire(2, Acquire { keys: only("other"), ..wants(2) });
     let drained = bench.give(Input::Drain);
     assert_eq!(
         drained,

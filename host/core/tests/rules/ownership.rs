@@ -214,7 +214,7 @@ fn with_the_lease_goes_everything_and_what_is_wanted_is_claimed_anew() {
     let mut bench = Bench::ready(2);
     bench.acquire(1, wants(2));
     bench.acquire(2, wants(1));
-    let idle = Acquire { key: key("idle"), ..wants(2) };
+    let idle = Acquire { keys: only("idle"), ..wants(2) };
     assert_eq!(bench.acquire(2, idle), [claim("idle", 2)]);
     assert_eq!(bench.gain("idle", 2, 1), [grant(2, 2, token(1, 0), 0, VALID)]);
     bench.release(2, 2, Ending::Clean);

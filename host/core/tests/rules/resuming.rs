@@ -9,7 +9,8 @@ fn granted(session: u64, request: u64, token: Token, waited_ms: u64) -> Command 
     Command::Grant {
         session: SessionId(session),
         request: RequestId(request),
-        token,
+        keys: alone(token),
+        secret: None,
         waited: ms(waited_ms),
         seq: HeartbeatSeq(2),
         valid: VALID,

@@ -82,7 +82,8 @@ fn a_lone_waiter_of_a_suspended_session_is_granted_when_it_resumes() {
     let granted = Command::Grant {
         session: SessionId(2),
         request: turnstile_core::RequestId(1),
-        token: token(1, 2),
+        keys: alone(token(1, 2)),
+        secret: None,
         waited: ms(0),
         seq: HeartbeatSeq(2),
         valid: VALID,

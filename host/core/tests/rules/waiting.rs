@@ -61,7 +61,7 @@ fn a_wait_ends_at_its_deadline_and_says_why() {
     assert_eq!(bench.until(499), []);
     assert_eq!(bench.until(500), [reject_with(2, 1, RejectReason::WaitTimeout, Some(0), 0)]);
     // Never owned nor queued: the store is to blame.
-    let other = Acquire { key: key("other"), wait: ms(1_500), ..wants(2) };
+    let other = Acquire { keys: only("other"), wait: ms(1_500), ..wants(2) };
     assert_eq!(bench.acquire(2, other), [claim("other", 2)]);
     assert_eq!(bench.until(1_999), []);
     assert_eq!(bench.until(2_000), [reject(2, 2, RejectReason::StoreUnavailable)]);

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use turnstile_core::{Acquire, Ending, LockKey, Mode, RequestId, Resume};
+use turnstile_core::{Acquire, Ending, LockKey, RequestId, Resume};
 
 use crate::clock::{Clock, MS, SECOND};
 use crate::history::{History, SpanId};
@@ -238,12 +238,9 @@ impl Client {
         self.last_request += 1;
         let id = self.last_request;
         let acquire = Acquire {
-            request: RequestId(id),
-            key,
-            mode: Mode::Exclusive,
             wait: Duration::from_micros(wait),
-            hold: None,
             lock_delay: Duration::from_micros(lock_delay),
+            ..Acquire::of_key(RequestId(id), key)
         };
         let until = self.clock.shows(now) + wait;
         history.asked(self.number, id);
@@ -351,9 +348,9 @@ impl Client {
             return;
         }
         let who = format!("client {number} request {id} token {token}");
-        let belief = history.believe(now, &request.acquire.key, who);
+        let belief = history.believe(now, &request.acquire.keys[0].key, who);
         request.state = State::Holding { belief, leave: request.patience.map(|at| local + at % (300 * MS)) };
-        let work = Out::Work { request: id, key: request.acquire.key.clone(), duration: request.work };
+        let work = Out::Work { request: id, key: request.acquire.keys[0].key.clone(), duration: request.work };
         self.out.push(work);
         history.ended(now, number, id, "granted");
     }
@@ -402,7 +399,7 @@ impl Client {
         let Some(request) = self.requests.remove(&id) else { return };
         if let State::Holding { belief, .. } = request.state {
             history.note(now, || format!("client {} stops holding by request {id}", self.number));
-            history.stop_believing(&request.acquire.key, belief, ended);
+            history.stop_believing(&request.acquire.keys[0].key, belief, ended);
         }
     }
 

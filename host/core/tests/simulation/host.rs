@@ -146,9 +146,9 @@ impl Host {
             listed.retain(|id| !resume.releases.iter().any(|(released, _)| released.0 == *id));
             history.left(|of, request| of == id && !listed.contains(&request));
             for acquire in &resume.waiters {
-                let known = self.keys.entry((session, acquire.request)).or_insert((acquire.key.clone(), None));
+                let known = self.keys.entry((session, acquire.request)).or_insert((acquire.keys[0].key.clone(), None));
                 if known.1.is_none() {
-                    history.queued(&acquire.key, id, acquire.request.0);
+                    history.queued(&acquire.keys[0].key, id, acquire.request.0);
                 }
             }
             self.feed(now, Input::ResumeSession { session, seq: HeartbeatSeq(seq), resume }, history);
@@ -172,8 +172,8 @@ impl Host {
                 Input::Heartbeat { session, seq: HeartbeatSeq(seq) }
             }
             ToHost::Acquire(acquire) => {
-                self.keys.insert((session, acquire.request), (acquire.key.clone(), None));
-                history.queued(&acquire.key, session.0, acquire.request.0);
+                self.keys.insert((session, acquire.request), (acquire.keys[0].key.clone(), None));
+                history.queued(&acquire.keys[0].key, session.0, acquire.request.0);
                 Input::Acquire { session, acquire }
             }
             ToHost::Cancel(request) => {
@@ -240,7 +240,8 @@ impl Host {
 
     fn carry_out_one(&mut self, now: u64, command: Command, history: &mut History) {
         match command {
-            Command::Grant { session, request, token, seq, valid, .. } => {
+            Command::Grant { session, request, keys, seq, valid, .. } => {
+                let token = keys[0].token;
                 self.judge_grant(now, session, request, token.as_u64(), history);
                 let grant =
                     ToClient::Grant { request: request.0, token: token.as_u64(), seq: seq.0, valid: micros(valid) };
