@@ -144,7 +144,8 @@ fn problems_name_all_keys() {
 /// A host that grants something else than was asked for: no request goes on under that, whatever its rule allows.
 #[test]
 fn a_grant_that_does_not_answer_the_question_goes_back_unsent() {
-    let spoilings: [(&str, fn(&mut Grant)); 4] = [
+    type Spoil = fn(&mut Grant);
+    let spoilings: [(&str, Spoil); 4] = [
         ("no token", |grant| grant.keys.clear()),
         ("a token too few", |grant| {
             grant.keys.pop();
