@@ -33,7 +33,8 @@ impl LockKeys {
     /// Each key with its mode.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Mode)> {
         let modes = core::iter::once(&self.first).chain(&self.more);
-        self.text.split(',').zip(modes.copied())
+        // One key is not searched for a comma.
+        self.text.splitn(self.more.len() + 1, ',').zip(modes.copied())
     }
 
     /// Adds the key that `write` appends to a text. If it is there already, it is needed in both modes.

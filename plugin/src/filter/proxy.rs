@@ -57,7 +57,7 @@ impl Deed {
 
 /// Lets the request of the effective context through. Without its headers it stays where it is.
 fn admit(granted: &Granted, keys: &str) -> Result<(), Status> {
-    set_header(headers::TOKEN, granted.tokens.to_string().as_bytes())?;
+    set_header(headers::TOKEN, granted.tokens.text().as_bytes())?;
     set_header(headers::KEY, keys.as_bytes())?;
     if let Some(secret) = &granted.secret {
         set_header(headers::HOLDER, secret.to_string().as_bytes())?;

@@ -1,6 +1,5 @@
 //! What requests ask a session for, and what it tells them.
 
-use core::fmt;
 use core::time::Duration;
 
 use turnstile_protocol::v1;
@@ -91,13 +90,15 @@ impl Tokens {
         let (first, more) = keys.split_first()?;
         Some(Self { first: first.token, more: more.iter().map(|key| key.token).collect() })
     }
-}
 
-/// Joined by commas: as the upstream sees them.
-impl fmt::Display for Tokens {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.first)?;
-        self.more.iter().try_for_each(|token| write!(f, ",{token}"))
+    /// Joined by commas: as the upstream sees them.
+    pub fn text(&self) -> String {
+        let mut text = self.first.to_string();
+        for token in &self.more {
+            text.push(',');
+            text.push_str(&token.to_string());
+        }
+        text
     }
 }
 

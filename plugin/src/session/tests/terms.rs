@@ -82,7 +82,7 @@ fn a_grant_brings_all_tokens_and_the_secret_if_it_was_asked_for() {
         bench.grants(id, &[12, 11, 13], &SECRET);
         let outcomes = bench.outcomes();
         let [(_, Outcome::Granted(granted))] = outcomes.as_slice() else { panic!("{outcomes:?}") };
-        assert_eq!((granted.tokens.to_string().as_str(), &granted.secret), ("12,11,13", &its_secret));
+        assert_eq!((granted.tokens.text().as_str(), &granted.secret), ("12,11,13", &its_secret));
         assert!(bench.session.believes(bench.now, RequestRef(owner), &granted.tokens));
         bench.session.release(RequestRef(owner), Ending::Clean);
         assert_eq!(bench.drain(), [release(id, Ending::Clean)]);
@@ -164,7 +164,7 @@ fn a_grant_is_believed_under_all_its_tokens_only() {
     bench.grants(id, &[5, 9], &[]);
     for tokens in [[5].as_slice(), &[5, 8], &[5, 9, 9], &[9, 5]] {
         let tokens = Tokens::parse(&key_grants(tokens)).expect("there are some");
-        assert!(!bench.session.believes(bench.now, RequestRef(1), &tokens), "{tokens}");
+        assert!(!bench.session.believes(bench.now, RequestRef(1), &tokens), "{tokens:?}");
     }
     assert!(bench.believes(1));
 }
