@@ -23,7 +23,7 @@ use crate::backoff::{Backoff, Jitter};
 use crate::clock::{Instant, now, random};
 use crate::ending::Facts;
 use crate::flow::{Effect, Event, Flow};
-use crate::reentry::Reentry;
+use crate::reentry::{Kin, Redirected, Reentry};
 use crate::reply::Reply;
 use crate::session::{Names, Outcome, Output, Rejection, RequestRef, StreamToken, TICK};
 use crate::sessions::Sessions;
@@ -52,6 +52,7 @@ struct Worker {
     config: Rc<FilterConfig>,
     sessions: Sessions,
     requests: HashMap<RequestRef, GuardedRequest>,
+    redirected: Redirected,
     jitter: Jitter,
     stats: Stats,
     metrics: Vec<(Stat, u32)>,
@@ -66,6 +67,8 @@ struct GuardedRequest {
     rule: Arc<Rule>,
     /// Joined by commas.
     keys: String,
+    /// Whose hold it has.
+    kin: Kin,
     /// Its client wants answers in gRPC. The proxy forgets the request's headers when it lets the request through.
     dialect: Dialect,
 }
@@ -169,6 +172,7 @@ impl Worker {
             config: Rc::new(config),
             sessions: Sessions::new(names, Backoff::new(Jitter::new(seed)), now()),
             requests: HashMap::new(),
+            redirected: Redirected::default(),
             jitter: Jitter::new(seed.rotate_left(32)),
             stats: Stats::default(),
             metrics,
@@ -188,6 +192,7 @@ impl Worker {
                     return None;
                 }
                 self.stats.count(Stat::Granted);
+                guarded.kin = granted.kin.clone();
                 return Some(Deed::Admit { granted, keys: guarded.keys.clone() });
             }
             Outcome::Rejected(rejection) => {
@@ -420,6 +425,10 @@ impl Request {
             Moment::ResponseEnd => Event::ResponseEnd,
             Moment::Finished => Event::Finished { facts },
         });
+        if facts.is_redirect() {
+            let kin = core::mem::take(&mut guarded.kin);
+            worker.redirected.expect(kin);
+        }
         worker.apply(self.id, effect);
         worker.flush();
     }
@@ -430,7 +439,7 @@ impl Worker {
         self.stats.count(Stat::Guarded);
         let reentry = if rule.reentrant() {
             // The grant overwrites it.
-            Reentry::of_header(view.holder().as_deref())
+            Reentry::of_header(view.holder().as_deref()).map(|reentry| self.redirected.correct(reentry))
         } else {
             // The others are overwritten by the grant.
             strip(&[headers::HOLDER]);
@@ -442,7 +451,8 @@ impl Worker {
         };
         let who = Who { method: text(&view.method(), 32), path: view.bare_path(), ..Default::default() };
         let ask = ask(rule, &keys, reentry, who);
-        let mut guarded = GuardedRequest { flow: Flow::Idle, rule: Arc::clone(rule), keys: keys.into_text(), dialect };
+        let (rule, keys) = (Arc::clone(rule), keys.into_text());
+        let mut guarded = GuardedRequest { flow: Flow::Idle, rule, keys, kin: Kin::None, dialect };
         guarded.flow.step(Event::Guarded);
         let asked = if self.requests.len() < REQUESTS_MAX {
             self.sessions.acquire(now(), id, ask)
@@ -456,7 +466,7 @@ impl Worker {
             return Action::Pause;
         };
         self.hop_if_needed();
-        match guarded.flow.step(Event::Rejected(rejection, rule.on_host_unavailable())) {
+        match guarded.flow.step(Event::Rejected(rejection, guarded.rule.on_host_unavailable())) {
             Effect::Bypass => {
                 self.stats.count(Stat::Bypassed);
                 strip(&OURS);

@@ -70,6 +70,52 @@ impl Reentry {
     }
 }
 
+/// Whose hold it is that was granted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Kin {
+    /// The request's own.
+    #[default]
+    None,
+    /// The request's own, and by this secret others join it.
+    Founder(HolderSecret),
+    /// Another request's, by this secret.
+    Member(HolderSecret),
+}
+
+impl Kin {
+    /// By which others join the hold.
+    pub fn secret(&self) -> Option<&HolderSecret> {
+        match self {
+            Self::None => None,
+            Self::Founder(secret) | Self::Member(secret) => Some(secret),
+        }
+    }
+}
+
+/// The secret of a hold that has just ended, because the proxy follows a redirect of the upstream by itself. The request
+/// comes again in the same breath, with the headers that the upstream was sent: it seems to bring its own secret.
+#[derive(Debug, Default)]
+pub struct Redirected(Option<HolderSecret>);
+
+impl Redirected {
+    /// The request that had such a hold comes again.
+    pub fn expect(&mut self, kin: Kin) {
+        self.0 = match kin {
+            Kin::Founder(secret) => Some(secret),
+            // What it joined may go on.
+            Kin::None | Kin::Member(_) => None,
+        };
+    }
+
+    /// What a request asks for that seems to ask for `reentry`.
+    pub fn correct(&mut self, reentry: Reentry) -> Reentry {
+        match (self.0.take(), reentry) {
+            (Some(own), Reentry::Join(brought)) if own == brought => Reentry::Open,
+            (_, reentry) => reentry,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +132,22 @@ mod tests {
         assert!(!format!("{secret:?}").contains("0a"));
         for length in [0, 23, 25] {
             assert_eq!(HolderSecret::from_wire(&vec![1; length]), None, "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_redirected_request_does_not_bring_its_own_secret() {
+        let secret = |byte| HolderSecret([byte; HOLDER_SECRET_BYTES]);
+        let mut redirected = Redirected::default();
+        assert_eq!(redirected.correct(Reentry::Join(secret(1))), Reentry::Join(secret(1)));
+        redirected.expect(Kin::Founder(secret(1)));
+        assert_eq!(redirected.correct(Reentry::Join(secret(1))), Reentry::Open);
+        assert_eq!(redirected.correct(Reentry::Join(secret(1))), Reentry::Join(secret(1)), "once");
+        redirected.expect(Kin::Founder(secret(1)));
+        assert_eq!(redirected.correct(Reentry::Join(secret(2))), Reentry::Join(secret(2)), "another request");
+        for kin in [Kin::Member(secret(1)), Kin::None] {
+            redirected.expect(kin.clone());
+            assert_eq!(redirected.correct(Reentry::Join(secret(1))), Reentry::Join(secret(1)), "{kin:?}");
         }
     }
 

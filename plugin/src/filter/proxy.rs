@@ -59,7 +59,7 @@ impl Deed {
 fn admit(granted: &Granted, keys: &str) -> Result<(), Status> {
     set_header(headers::TOKEN, granted.tokens.text().as_bytes())?;
     set_header(headers::KEY, keys.as_bytes())?;
-    if let Some(secret) = &granted.secret {
+    if let Some(secret) = granted.kin.secret() {
         set_header(headers::HOLDER, secret.to_string().as_bytes())?;
     }
     hostcalls::resume_http_request()

@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use turnstile_protocol::v1;
 
-use crate::reentry::{HolderSecret, Reentry};
+use crate::reentry::{HolderSecret, Kin, Reentry};
 
 /// What a request asks for.
 #[derive(Clone, Debug, Default)]
@@ -63,17 +63,21 @@ pub enum Outcome {
 pub struct Granted {
     /// The fencing tokens.
     pub tokens: Tokens,
-    /// Lets others join the hold, if that was asked for.
-    pub secret: Option<HolderSecret>,
+    /// Whose hold it is.
+    pub kin: Kin,
 }
 
 impl Granted {
     /// What answers `acquire` in full; `None` if the host left something out.
     pub(super) fn parse(acquire: &v1::Acquire, grant: &v1::Grant) -> Option<Self> {
         let tokens = Tokens::parse(&grant.keys).filter(|_| grant.keys.len() == acquire.keys.len())?;
-        let is_shared = acquire.reentrant || !acquire.reentry_secret.is_empty();
-        let secret = if is_shared { Some(HolderSecret::from_wire(&grant.holder_secret)?) } else { None };
-        Some(Self { tokens, secret })
+        let secret = || HolderSecret::from_wire(&grant.holder_secret);
+        let kin = match (acquire.reentrant, acquire.reentry_secret.as_slice()) {
+            (false, []) => Kin::None,
+            (true, _) => Kin::Founder(secret()?),
+            (false, _) => Kin::Member(secret()?),
+        };
+        Some(Self { tokens, kin })
     }
 }
 

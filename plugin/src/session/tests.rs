@@ -10,6 +10,7 @@ use turnstile_protocol::v1::{self, Ending, client_item, server_item};
 
 use super::*;
 use crate::backoff::Jitter;
+use crate::reentry::Kin;
 
 const TTL_MS: u32 = 4_000;
 const HEARTBEAT_MS: u32 = 1_000;
@@ -192,7 +193,7 @@ fn key_grants(tokens: &[u64]) -> Vec<v1::KeyGrant> {
 /// A grant of one key.
 fn granted(token: u64) -> Outcome {
     let tokens = Tokens::parse(&key_grants(&[token])).expect("there is one");
-    Outcome::Granted(Granted { tokens, secret: None })
+    Outcome::Granted(Granted { tokens, kin: Kin::None })
 }
 
 fn release(id: u64, ending: Ending) -> client_item::Item {

@@ -1,10 +1,13 @@
 //! Services that call back: with the holder secret they get into the hold that they work under, without it they do not.
 
+use serde_json::json;
 use turnstile_protocol::headers;
+use turnstile_tests::envoy::Envoy;
+use turnstile_tests::host::{Host, HostConfig};
 use turnstile_tests::http::{Answer, Ask};
-use turnstile_tests::upstream::Execution;
+use turnstile_tests::upstream::{Execution, Upstream};
 use turnstile_tests::wait::{PATIENCE, until};
-use turnstile_tests::world::World;
+use turnstile_tests::world::{World, bootstrap, configuration};
 
 const RULES: &[&str] = &[
     "POST /accounts/{id}/outer key=account:{id} wait=60s reentrant=on lock_delay=0",
@@ -98,4 +101,37 @@ async fn a_hold_lasts_until_all_that_joined_it_are_over() {
     until("the hold to end", PATIENCE, async || (shut().await == 200).then_some(())).await;
     let ask = Ask::post("/accounts/1/read").header(headers::HOLDER, &secret);
     assert_not_joined(&ask.send(world.proxy()).await.unwrap());
+}
+
+/// Breaks if a request that Envoy redirects by itself is taken for one that brings the secret of its own hold, which is
+/// over: it carries the headers that the upstream was sent. One that joined another hold joins it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_internal_redirect_brings_no_secret_of_its_own() {
+    let (host, upstream) = (Host::start(&HostConfig::default()).await, Upstream::start().await);
+    let rules = ["POST /internal/{step} key=k wait=5s reentrant=on", "POST /outer key=k wait=5s reentrant=on"];
+    let mut bootstrap = bootstrap(&configuration(&rules), host.sessions, upstream.address);
+    let redirects = json!({ "cluster": "app", "internal_redirect_policy": { "max_internal_redirects": 1 } });
+    bootstrap.route(json!({ "match": { "prefix": "/internal/" }, "route": redirects }));
+    let envoy = Envoy::start(&bootstrap, 2).await;
+
+    // The behaviour is for both requests, so Envoy's limit of one redirect passes the second 302 on.
+    let ask = Ask::post("/internal/1").behave("status=302; location=http://a/internal/2");
+    for round in 1..=2 {
+        let answer = ask.send(envoy.listener).await.unwrap();
+        assert_eq!(answer.status, 302, "round {round}: {answer:?}");
+        let executions = upstream.executions();
+        let [.., first, second] = executions.as_slice() else { panic!("{executions:?}") };
+        assert_eq!((first.path.as_str(), second.path.as_str()), ("/internal/1", "/internal/2"));
+        assert!(first.token() < second.token(), "a lock of its own");
+        assert_ne!(secret(first), secret(second));
+    }
+
+    let outer = Ask::post("/outer").behave("never").spawn(envoy.listener);
+    upstream.began("/outer").await;
+    let outer_execution = upstream.of_path("/outer").remove(0);
+    let answer = ask.header(headers::HOLDER, secret(&outer_execution)).send(envoy.listener).await.unwrap();
+    assert_eq!(answer.status, 302, "{answer:?}");
+    let executions = upstream.executions();
+    assert!(executions.iter().rev().take(2).all(|execution| execution.token() == outer_execution.token()));
+    outer.abort();
 }

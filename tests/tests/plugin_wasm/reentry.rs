@@ -2,7 +2,7 @@
 
 use turnstile_protocol::v1::{Ending, Grant, RejectReason};
 use turnstile_tests::artifacts::plugin_wasm;
-use turnstile_tests::proxy_wasm::{InFlight, Policy, Request, Response, Setup, Worker};
+use turnstile_tests::proxy_wasm::{InFlight, Policy, Request, Response, Setup, Worker, endings};
 
 use super::{MS, TRANSFER, configuration, held, problem, problem_type, transfer, worker};
 
@@ -206,5 +206,35 @@ fn a_hold_that_is_too_weak_is_not_joined() {
     let reply = problem(request.local_reply());
     assert_eq!((reply.status(), problem_type(&reply).as_str()), (409, "lock-upgrade"));
     assert_eq!(reply.headers.get("retry-after"), None);
+    worker.check();
+}
+
+/// The next context of an internal redirect has the headers that the upstream was sent by the one before.
+#[test]
+fn an_internal_redirect_brings_no_secret_of_its_own() {
+    let worker = worker(&[REENTRANT, TRANSFER.replace("/transfer", "/other").as_str()]);
+    let host = worker.host();
+    host.policy(Policy::Lock);
+    let again = |request: &InFlight| {
+        let headers = request.upstream().expect("held");
+        request.end(endings::internal_redirect());
+        held(&worker, Request { headers, ..Request::default() })
+    };
+    let first = held(&worker, transfer(1));
+    let second = again(&first);
+    assert!(host.acquires().pop().expect("it asked").reentrant);
+    assert_ne!(secret(&second), secret(&first));
+    // One that had joined joins again.
+    let inner = held(&worker, transfer(1).header(HOLDER, secret(&second)));
+    let inner_again = again(&inner);
+    assert_eq!((secret(&inner_again), token(&inner_again)), (secret(&second), token(&second)));
+    // But nobody else gets in by what a redirected request left behind.
+    let unused = secret(&second);
+    inner_again.respond(Response::new(200, "done"));
+    second.end(endings::internal_redirect());
+    held(&worker, Request::new("POST", "/accounts/1/other")).respond(Response::new(200, "done"));
+    let late = held(&worker, transfer(1).header(HOLDER, unused.clone()));
+    assert_ne!(secret(&late), unused, "a lock of its own");
+    not_joined(&worker.request(transfer(1).header(HOLDER, unused)));
     worker.check();
 }

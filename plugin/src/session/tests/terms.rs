@@ -73,16 +73,18 @@ fn a_hold_is_opened_or_joined_and_not_both() {
 #[test]
 fn a_grant_brings_all_tokens_and_the_secret_if_it_was_asked_for() {
     let mut bench = Bench::live();
-    let secret = HolderSecret::from_wire(&SECRET);
-    for (owner, reentry, its_secret) in
-        [(1, Reentry::Closed, None), (2, Reentry::Open, secret.clone()), (3, join(), secret)]
-    {
+    let secret = HolderSecret::from_wire(&SECRET).expect("a secret");
+    for (owner, reentry, its_kin) in [
+        (1, Reentry::Closed, Kin::None),
+        (2, Reentry::Open, Kin::Founder(secret.clone())),
+        (3, join(), Kin::Member(secret)),
+    ] {
         let keys = keys(&["default/b", "default/a", "default/c"]);
         let id = bench.asks(owner, Ask { keys, reentry, ..Default::default() }).id;
         bench.grants(id, &[12, 11, 13], &SECRET);
         let outcomes = bench.outcomes();
         let [(_, Outcome::Granted(granted))] = outcomes.as_slice() else { panic!("{outcomes:?}") };
-        assert_eq!((granted.tokens.text().as_str(), &granted.secret), ("12,11,13", &its_secret));
+        assert_eq!((granted.tokens.text().as_str(), &granted.kin), ("12,11,13", &its_kin));
         assert!(bench.session.believes(bench.now, RequestRef(owner), &granted.tokens));
         bench.session.release(RequestRef(owner), Ending::Clean);
         assert_eq!(bench.drain(), [release(id, Ending::Clean)]);
@@ -120,7 +122,7 @@ fn a_grant_that_does_not_answer_what_was_asked_goes_back_unsent() {
 
 /// A secret is good at one run of one host only; that it is worth nothing any more is the host's to say.
 #[test]
-fn who_asks_anew_keeps_its_secret() {
+fn who_asks_anew_keeps_its_kin() {
     let mut bench = Bench::live();
     bench.asks(1, Ask { keys: keys(&["default/a", "default/b"]), reentry: join(), ..Default::default() });
     bench.asks(2, Ask { reentry: Reentry::Open, ..ask(2) });
