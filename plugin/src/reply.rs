@@ -118,7 +118,7 @@ fn words(rejection: Rejection) -> [&'static str; 3] {
         ],
         Rejection::Hopeless { .. } => [
             "wait-hopeless",
-            "The wait for a lock would be too long",
+            "The wait for a lock would be in vain",
             "The lock that this request needs is not expected to be free before its wait is over.",
         ],
         Rejection::Busy { .. } => {
@@ -130,7 +130,7 @@ fn words(rejection: Rejection) -> [&'static str; 3] {
             "This request names the holder of a lock that is not held any more, or never was.",
         ],
         Rejection::Upgrade => [
-            "lock-upgrade",
+            "upgrade",
             "The lock to join is held in a weaker mode",
             "This request needs more of a lock than the request that it belongs to holds.",
         ],
@@ -164,7 +164,7 @@ mod tests {
         (Rejection::Hopeless { retry_after: None }, 503, "urn:turnstile:problem:wait-hopeless"),
         (Rejection::Busy { retry_after: None }, 503, "urn:turnstile:problem:queue-full"),
         (Rejection::NoSuchHold, 409, "urn:turnstile:problem:no-such-hold"),
-        (Rejection::Upgrade, 409, "urn:turnstile:problem:lock-upgrade"),
+        (Rejection::Upgrade, 409, "urn:turnstile:problem:upgrade"),
         (Rejection::HostUnavailable, 503, "urn:turnstile:problem:host-unavailable"),
         (Rejection::Invalid, 500, "urn:turnstile:problem:misunderstanding"),
     ];

@@ -103,6 +103,28 @@ async fn a_hold_lasts_until_all_that_joined_it_are_over() {
     assert_not_joined(&ask.send(world.proxy()).await.unwrap());
 }
 
+/// Breaks if an operator who ends a hold by force does not end all that joined it, or if its secret outlives it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_by_force_aborts_all_that_joined() {
+    let world = World::start(RULES).await;
+    let outer = Ask::post("/accounts/1/outer").behave("never").spawn(world.proxy());
+    world.upstream.began("/accounts/1/outer").await;
+    let secret = secret(&world.upstream.executions()[0]).to_owned();
+    let inner = Ask::post("/accounts/1/inner").header(headers::HOLDER, &secret).behave("never").spawn(world.proxy());
+    world.upstream.began("/accounts/1/inner").await;
+
+    let order = json!({ "key": "default/account:1", "by": "ann", "reason": "it hangs" }).to_string();
+    let release = Ask::post("/v1/release").header("content-type", "application/json").body(order);
+    assert_eq!(release.send(world.host.api).await.unwrap().status, 200);
+    for aborted in [outer, inner] {
+        let answer = aborted.await.unwrap().unwrap();
+        assert_eq!((answer.status, &answer.json()["type"]), (503, &json!("urn:turnstile:problem:lock-lost")));
+    }
+    let ask = Ask::post("/accounts/1/inner").header(headers::HOLDER, &secret);
+    assert_not_joined(&ask.send(world.proxy()).await.unwrap());
+    world.expect_ok(Ask::post("/accounts/1/outer")).await;
+}
+
 /// Breaks if a request that Envoy redirects by itself is taken for one that brings the secret of its own hold, which is
 /// over: it carries the headers that the upstream was sent. One that joined another hold joins it again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -159,11 +159,11 @@ fn rejections_become_problems_that_say_when_to_come_back() {
     assert_eq!(host.releases(), [], "what was rejected is not released");
     let expected = [
         "host-unavailable",
-        "lock-upgrade",
         "locked",
         "misunderstanding",
         "no-such-hold",
         "queue-full",
+        "upgrade",
         "wait-hopeless",
         "wait-over",
     ];

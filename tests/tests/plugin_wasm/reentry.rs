@@ -204,7 +204,7 @@ fn a_hold_that_is_too_weak_is_not_joined() {
     let request = worker.request(transfer(1).header(HOLDER, MADE_UP));
     host.reject(host.waiting()[0], RejectReason::Upgrade);
     let reply = problem(request.local_reply());
-    assert_eq!((reply.status(), problem_type(&reply).as_str()), (409, "lock-upgrade"));
+    assert_eq!((reply.status(), problem_type(&reply).as_str()), (409, "upgrade"));
     assert_eq!(reply.headers.get("retry-after"), None);
     worker.check();
 }
