@@ -25,7 +25,8 @@ pub fn write(seeds: &[Vec<u8>]) {
 
 /// Messages of a client.
 pub fn sessions() -> Vec<Vec<u8>> {
-    let who = Who { method: "POST".into(), path: "/a".into(), route: "r".into(), request_id: "1".into(), client: "c".into() };
+    let who =
+        Who { method: "POST".into(), path: "/a".into(), route: "r".into(), request_id: "1".into(), client: "c".into() };
     let modes = [(Mode::Exclusive, 0), (Mode::Shared, 0), (Mode::Limit, 3)];
     let acquire = |id, (mode, limit): (Mode, u32), keys: &[&str]| {
         let keys = keys.iter().map(|key| KeyRequest { key: (*key).into(), mode: mode.into(), limit });
