@@ -18,6 +18,9 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
+    /// The clock that shows true time.
+    pub(crate) const TRUE: Self = Self { offset: 0, rate: 1_000_000 };
+
     pub(crate) fn random(random: &mut Random) -> Self {
         let rate = match random.range(0, 3) {
             0 => 990_000,
