@@ -99,6 +99,8 @@ impl Engine {
                 return Ok(Err(Refusal(RejectReason::Invalid, None)));
             }
             self.keys.get_mut(key)?.coming += 1;
+            // Not to be given up for the room that the next one needs.
+            self.keys.unlist_idle(key)?;
             uses.push(KeyUse { key, asked, part: Part::Bears, mode: *mode, token: None });
         }
         // The same order on every host: who waits for a key has only smaller ones, so nobody waits in a circle.
@@ -173,6 +175,8 @@ impl Engine {
         };
         known.waiters += 1;
         self.last_order += 1;
+        // They are idle no longer.
+        let later: Uses = uses.iter().skip(1).copied().collect();
         let own_deadline = now + wait;
         let index = self.requests.insert(Request {
             holder: HolderId { session, request: acquire.request },
@@ -190,11 +194,18 @@ impl Engine {
             who: acquire.who,
         })?;
         self.sessions.get_mut(session)?.requests.insert(acquire.request, index);
-        self.timers.set(own_deadline, Timer::WaitOver(index));
         if let Some(family) = family {
             self.families.get_mut(family)?.waiting.insert(index);
         }
-        self.join_next_queue(index)
+        if self.is_next_at_once(index)? {
+            return self.grant(index);
+        }
+        self.timers.set(own_deadline, Timer::WaitOver(index));
+        self.join_next_queue(index)?;
+        for used in later {
+            self.pump(used.key)?;
+        }
+        Ok(())
     }
 
     fn patience(&self, wait: Duration) -> (Patience, Duration) {

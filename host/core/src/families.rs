@@ -1,9 +1,10 @@
 //! Families: a hold that others may join, and those that did. They share its keys, and the last to go frees them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use core::time::Duration;
 
+use hashbrown::HashMap;
 use slab::Slab;
 
 use crate::fault::{Fault, Step};

@@ -1,8 +1,9 @@
 //! The tracked keys: who owns them in the store, who holds and who waits, and which of them are idle.
 
+use core::hash::BuildHasher;
 use core::time::Duration;
-use std::collections::HashMap;
 
+use hashbrown::{DefaultHashBuilder, HashTable};
 use slab::Slab;
 
 use crate::fault::{Fault, Step};
@@ -188,7 +189,10 @@ impl Key {
 /// All tracked keys, and the list of the idle ones, longest idle first.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
-    by_name: HashMap<LockKey, KeyIndex>,
+    /// Places only: the names are in the slab already. Nothing ever goes through it in its order.
+    by_name: HashTable<KeyIndex>,
+    /// Fast, and seeded at random, so that nobody can choose names that collide.
+    hash_builder: DefaultHashBuilder,
     slab: Slab<Key>,
     owned: usize,
     first_idle: Option<KeyIndex>,
@@ -205,13 +209,18 @@ impl Keys {
     }
 
     pub(crate) fn find(&self, name: &LockKey) -> Option<KeyIndex> {
-        self.by_name.get(name).copied()
+        let hash = self.hash_builder.hash_one(name);
+        let is_it = |index: &KeyIndex| self.slab.get(index.0 as usize).is_some_and(|key| key.name == *name);
+        self.by_name.find(hash, is_it).copied()
     }
 
     pub(crate) fn insert(&mut self, name: LockKey) -> Step<KeyIndex> {
         let index = self.slab.insert(Key::new(name.clone()));
         let index = u32::try_from(index).map(KeyIndex).map_err(|_| Fault::Broken("the table of keys is full"))?;
-        self.by_name.insert(name, index);
+        let hash = |name: &LockKey| self.hash_builder.hash_one(name);
+        // The names of all keys that are in the table are in the slab.
+        let rehash = |index: &KeyIndex| self.slab.get(index.0 as usize).map_or(0, |key| hash(&key.name));
+        self.by_name.insert_unique(hash(&name), index, rehash);
         Ok(index)
     }
 
@@ -253,7 +262,9 @@ impl Keys {
         self.unlist_idle(index)?;
         let key = self.slab.try_remove(index.0 as usize).ok_or(Fault::Broken("no such key"))?;
         self.owned -= usize::from(matches!(key.ownership, Ownership::Owned(_)));
-        self.by_name.remove(&key.name);
+        if let Ok(entry) = self.by_name.find_entry(self.hash_builder.hash_one(&key.name), |other| *other == index) {
+            entry.remove();
+        }
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use crate::fault::{Fault, Step};
 use crate::keys::{Key, KeyIndex, Owned, Ownership};
 use crate::mutation::Mutation;
 use crate::promise::{useful_validity, validity};
-use crate::requests::{Part, Place, Request, RequestIndex, Stage, Uses};
+use crate::requests::{Part, Place, Request, RequestIndex, Stage, Uses, Waiting};
 use crate::{Command, Engine, RejectReason};
 
 /// What a key needs now. Every change to a key is followed by steps until it rests; [`Engine::check`] asserts that.
@@ -132,16 +132,34 @@ impl Engine {
         Ok(used.part == Part::Joins || key.admits(used.mode))
     }
 
+    /// Whether a request that has just come for one key would be granted by its key's next step: it need not queue.
+    pub(crate) fn is_next_at_once(&self, index: RequestIndex) -> Step<bool> {
+        let request = self.requests.get(index)?;
+        let Stage::Waiting(Waiting { place: Place::Live, .. }) = request.stage else { return Ok(false) };
+        let &[used] = request.uses.as_slice() else { return Ok(false) };
+        let key = self.keys.get(used.key)?;
+        let Ownership::Owned(owned) = &key.ownership else { return Ok(false) };
+        let quiet = key.queue.is_none() && owned.contention.is_none() && !owned.wants_epoch() && !self.settling;
+        Ok(quiet
+            && key.admits(used.mode)
+            && self.is_ready(owned, request)
+            && self.phase == Phase::Serving
+            && self.prospect(request)? == Prospect::Good)
+    }
+
     /// Whether the request is first in line for a key that is ours, and could hold it now: all but what depends on the
     /// lease and its session.
     fn has(&self, index: KeyIndex, key: &Key, request: RequestIndex) -> Step<bool> {
         let Ownership::Owned(owned) = &key.ownership else { return Ok(false) };
-        let lock_delay = self.requests.get(request)?.lock_delay;
-        let remembered = lock_delay <= owned.lock_delay || self.mutated(Mutation::LockDelayNotRaised);
-        Ok(remembered
+        Ok(self.is_ready(owned, self.requests.get(request)?)
             && key.first_live() == Some(request)
-            && owned.next_token().is_some()
             && self.may_hold(index, key, request)?)
+    }
+
+    /// Whether the store remembers the request's lock delay, and has given us a token for it.
+    fn is_ready(&self, owned: &Owned, request: &Request) -> bool {
+        let remembered = request.lock_delay <= owned.lock_delay || self.mutated(Mutation::LockDelayNotRaised);
+        remembered && owned.next_token().is_some()
     }
 
     /// A claim that nobody waits for any more is left to land: were it withdrawn, waits shorter than the store's answer
