@@ -137,6 +137,13 @@ impl Key {
         self.holders.is_none() && self.quarantine.is_none()
     }
 
+    /// Another host is to have it as soon as its holds have ended: beside them nobody else is let in, or readers that
+    /// overlap for ever would keep the other host waiting as long.
+    pub(crate) fn is_promised_away(&self, now: Instant) -> bool {
+        let Ownership::Owned(Owned { contention: Some(contention), .. }) = &self.ownership else { return false };
+        contention.exhausted(now) && !self.is_free() && self.pinned_by().is_none()
+    }
+
     /// Free, and nobody wants it.
     pub(crate) fn is_idle(&self) -> bool {
         self.is_free() && self.queue.is_none() && self.coming == 0

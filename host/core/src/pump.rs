@@ -129,7 +129,7 @@ impl Engine {
     /// Whether earlier holds leave room for this one, or it joins them.
     fn may_hold(&self, index: KeyIndex, key: &Key, request: RequestIndex) -> Step<bool> {
         let used = self.requests.get(request)?.use_of(index)?;
-        Ok(used.part == Part::Joins || key.admits(used.mode))
+        Ok(used.part == Part::Joins || (key.admits(used.mode) && !key.is_promised_away(self.now)))
     }
 
     /// Whether a request that has just come for one key would be granted by its key's next step: it need not queue.
