@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use turnstile_core::{
-    Acquire, Ending, HolderSecret, KeyGrant, LockKey, Reentry, RequestId, Resume, SmallVec,
-};
+use turnstile_core::{Acquire, Ending, HolderSecret, KeyGrant, LockKey, Reentry, RequestId, Resume, SmallVec};
 
 use crate::clock::{Clock, MS, SECOND};
 use crate::history::History;
@@ -148,6 +146,11 @@ impl Client {
 
     pub(crate) fn is_up(&self) -> bool {
         self.link == Link::Up
+    }
+
+    /// Whether it believes in any hold, as far as its promise goes.
+    pub(crate) fn holds(&self) -> bool {
+        self.requests.values().any(|request| matches!(request.state, State::Holding { .. }))
     }
 
     /// Makes no more of its requests.

@@ -12,6 +12,7 @@ mod log;
 mod mutants;
 mod plan;
 mod random;
+mod report;
 mod run;
 mod script;
 mod shrink;
@@ -29,7 +30,7 @@ const RUNS: u64 = 1_000;
 
 #[test]
 fn histories_keep_the_invariants() {
-    if let Ok(text) = std::env::var("TURNSTILE_SIM_CASE") {
+    if let Ok(text) = std::env::var(report::CASE) {
         let case: Case = text.parse().unwrap();
         let verdict = run(&case, Sabotage::Nothing, true);
         for line in &verdict.lines {
@@ -38,22 +39,32 @@ fn histories_keep_the_invariants() {
         assert_eq!(verdict.violation, None);
         return;
     }
-    let runs = std::env::var("TURNSTILE_SIM_RUNS").ok().map_or(RUNS, |text| text.parse().unwrap());
+    let runs = number_from("TURNSTILE_SIM_RUNS").unwrap_or(RUNS);
+    let first = number_from("TURNSTILE_SIM_FIRST").unwrap_or(0);
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
-    let mut kinds: BTreeMap<String, (u64, String)> = BTreeMap::new();
+    let mut kinds: BTreeMap<String, (u64, u64, String)> = BTreeMap::new();
     let mut steps = 0;
     let started = std::time::Instant::now();
-    for seed in 0..runs {
+    for seed in first..first + runs {
         let verdict = run(&Case::whole(seed), Sabotage::Nothing, false);
         steps += verdict.steps;
         for (what, count) in verdict.counts {
             *counts.entry(what).or_insert(0) += count;
         }
         if let Some(violation) = verdict.violation {
-            kinds.entry(violation.kind.clone()).or_insert((0, format!("seed {seed}: {violation}"))).0 += 1;
+            if runs == 1 {
+                panic!("{}", report::failure(&Case::whole(seed), &violation, Sabotage::Nothing));
+            }
+            kinds.entry(violation.kind.clone()).or_insert((0, seed, violation.to_string())).0 += 1;
         }
     }
     println!("{runs} runs, {steps} steps in {:?}: {counts:?}", started.elapsed());
-    println!("{kinds:#?}");
+    for (kind, (count, seed, first)) in &kinds {
+        println!("KIND {kind} x{count}: {seed} {first}");
+    }
     assert!(kinds.is_empty());
+}
+
+fn number_from(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
 }

@@ -79,6 +79,8 @@ fn probe_each(world: &mut World) {
 fn probe_together(world: &mut World) {
     let keys: Vec<_> = world.keys().into_iter().take(world.script.plan.config.keys_max).collect();
     let names = PROBES / 2..PROBES / 2 + world.hosts.len();
+    // Lets go of what the other probe has left.
+    world.run(world.now + SECOND);
     let before = granted(world);
     for (host, name) in names.clone().enumerate() {
         if !ask(world, host, name, keys.clone()) {
@@ -86,9 +88,7 @@ fn probe_together(world: &mut World) {
         }
     }
     let count = names.len() as u64;
-    world.run_while(world.now + 20 * SECOND, |world| {
-        names.clone().any(|name| world.history.ending_count(name) == 0)
-    });
+    world.run_while(world.now + 20 * SECOND, |world| names.clone().any(|name| world.history.ending_count(name) == 0));
     if granted(world) != before + count {
         world.history.log.violate("I6 keys together", format!("{keys:?} cannot be had by all hosts in turn"));
     }

@@ -43,7 +43,10 @@ pub(crate) struct Ask {
 pub(crate) enum Begin {
     At(u64),
     /// The upstream of another request makes it, which knows that one's secret.
-    Nested { of: usize, after: u64 },
+    Nested {
+        of: usize,
+        after: u64,
+    },
 }
 
 /// Something goes wrong, or somebody does something.
@@ -57,22 +60,60 @@ pub(crate) struct Fault {
 pub(crate) enum Mishap {
     /// What is under way on the current stream of the client is lost from some instant on, and each side notices in its
     /// own time.
-    StreamBreaks { client: usize, lost_to_host: u64, lost_to_client: u64, host_sees: u64, client_sees: u64 },
-    ClientFreezes { client: usize, duration: u64 },
+    StreamBreaks {
+        client: usize,
+        lost_to_host: u64,
+        lost_to_client: u64,
+        host_sees: u64,
+        client_sees: u64,
+    },
+    ClientFreezes {
+        client: usize,
+        duration: u64,
+    },
     /// One direction of the client's streams delivers nothing for a while.
-    LinkStalls { client: usize, to_host: bool, duration: u64 },
-    HostFreezes { host: usize, duration: u64 },
-    HostDies { host: usize, away: u64 },
-    HostDrains { host: usize },
+    LinkStalls {
+        client: usize,
+        to_host: bool,
+        duration: u64,
+    },
+    HostFreezes {
+        host: usize,
+        duration: u64,
+    },
+    HostDies {
+        host: usize,
+        away: u64,
+    },
+    HostDrains {
+        host: usize,
+    },
     /// Nothing passes between a host and the store; or any host.
-    StoreAway { host: Option<usize>, duration: u64 },
+    StoreAway {
+        host: Option<usize>,
+        duration: u64,
+    },
     /// For a while, claims of the host fail: unwritten, or written and unanswered.
-    ClaimsFail { host: usize, duration: u64, landed: u64 },
-    ClaimsRefused { host: usize, count: u32 },
+    ClaimsFail {
+        host: usize,
+        duration: u64,
+        landed: u64,
+    },
+    ClaimsRefused {
+        host: usize,
+        count: u32,
+    },
     /// Somebody deletes the record of a key.
-    RecordGone { key: usize },
+    RecordGone {
+        key: usize,
+    },
     /// An operator ends one hold of a key, or all of them.
-    Forced { host: usize, key: usize, all: bool, delay: ForcedDelay },
+    Forced {
+        host: usize,
+        key: usize,
+        all: bool,
+        delay: ForcedDelay,
+    },
 }
 
 impl Script {
@@ -93,10 +134,8 @@ impl Script {
 }
 
 fn ask(plan: &Plan, client: usize, begin: Begin, random: &mut Random, asks: &mut Vec<Ask>) {
-    let mut keys = vec![KeyRequest {
-        key: plan.keys[random.index(plan.keys.len())].clone(),
-        mode: plan.mix.modes.draw(random),
-    }];
+    let mut keys =
+        vec![KeyRequest { key: plan.keys[random.index(plan.keys.len())].clone(), mode: plan.mix.modes.draw(random) }];
     while random.chance(plan.mix.several) {
         add_key(plan, &mut keys, random);
     }
@@ -113,11 +152,8 @@ fn ask(plan: &Plan, client: usize, begin: Begin, random: &mut Random, asks: &mut
     for _ in 0..random.range(1, 3) {
         let host = plan.clients[client].0;
         let siblings = plan.clients_of(host);
-        let other = if random.chance(90) {
-            siblings[random.index(siblings.len())]
-        } else {
-            random.index(plan.clients.len())
-        };
+        let other =
+            if random.chance(90) { siblings[random.index(siblings.len())] } else { random.index(plan.clients.len()) };
         let begin = Begin::Nested { of: number, after: random.range(0, work + 50 * MS) };
         let keys = keys_of_joiner(plan, &of_parent, random);
         asks.push(drawn(plan, other, begin, keys, random));

@@ -128,6 +128,7 @@ impl Store {
                 self.release_untold(now, from);
                 self.events.push_back((from, Event::LeaseRenewed { sent }));
             }
+            Operation::EndLease => self.end_lease(now, from),
             _ if dead => {}
             Operation::Claim { key, claim, lock_delay, new_epoch } => {
                 self.claim(now, from, key, claim, lock_delay, new_epoch);
@@ -140,15 +141,17 @@ impl Store {
                     self.promote(now, &key);
                 }
             }
-            Operation::EndLease => {
-                if let Some(lease) = self.leases.get_mut(&from) {
-                    lease.dead = true;
-                    lease.until = lease.until.min(now);
-                }
-                self.events.push_back((from, Event::LeaseEnded));
-                self.take_over_from_dead(now);
-            }
         }
+    }
+
+    /// Whatever lease the run has is over. (The store of a host whose lease was lost has got another one by itself.)
+    fn end_lease(&mut self, now: u64, from: Incarnation) {
+        for (_, lease) in self.leases.iter_mut().filter(|(incarnation, _)| incarnation.of == from.of) {
+            lease.dead = true;
+            lease.until = lease.until.min(now);
+        }
+        self.events.push_back((from, Event::LeaseEnded));
+        self.take_over_from_dead(now);
     }
 
     /// A claim whose answer gets lost, although it lands or not. What the store tells later is not lost.
@@ -235,7 +238,8 @@ impl Store {
             (record.answered, record.told) = (Some(claim), true);
             let (epoch, lock_delay) = (record.epoch, record.lock_delay);
             let quarantine_left = record.blocked_until.saturating_sub(now);
-            self.events.push_back((from, Event::Gained { key: key.clone(), claim, epoch, lock_delay, quarantine_left }));
+            self.events
+                .push_back((from, Event::Gained { key: key.clone(), claim, epoch, lock_delay, quarantine_left }));
             record.contended_told = false;
             return self.tell_contended(&key);
         }

@@ -25,29 +25,11 @@ pub(crate) enum ToHost {
 /// From a host.
 #[derive(Clone, Debug)]
 pub(crate) enum ToClient {
-    Welcome {
-        session: SessionName,
-        resumed: bool,
-    },
-    Grant {
-        request: u64,
-        keys: SmallVec<[KeyGrant; 1]>,
-        secret: Option<HolderSecret>,
-        seq: u64,
-        valid: u64,
-    },
-    Reject {
-        request: u64,
-        reason: RejectReason,
-    },
-    Lost {
-        request: u64,
-        reason: LostReason,
-    },
-    Ack {
-        seq: u64,
-        valid: u64,
-    },
+    Welcome { session: SessionName, resumed: bool },
+    Grant { request: u64, keys: SmallVec<[KeyGrant; 1]>, secret: Option<HolderSecret>, seq: u64, valid: u64 },
+    Reject { request: u64, reason: RejectReason },
+    Lost { request: u64, reason: LostReason },
+    Ack { seq: u64, valid: u64 },
 }
 
 /// A session, and the run of the host process that knows it.

@@ -219,7 +219,8 @@ impl World {
             Event::Worked { client, request } => self.reach_client(client, client::Arrival::Worked(request)),
             Event::AtStore(from, operation) => self.reach_store(from, operation),
             Event::FromStore(to, event) => {
-                if to == self.hosts[to.of.host].process.in_store {
+                let process = &self.hosts[to.of.host].process;
+                if to == process.in_store || (matches!(event, StoreEvent::LeaseEnded) && to.of == process.run) {
                     self.reach_host(to.of.host, host::Arrival::Store(event));
                 }
             }
@@ -401,7 +402,7 @@ impl World {
     /// I3: what a client believes ends before its session, and before the lease behind it.
     fn judge_promise(&mut self, client: usize, session: SessionName, until: u64) {
         let until = self.clients[client].process.clock.when(until);
-        if until <= self.now {
+        if until <= self.now || !self.clients[client].process.holds() {
             return;
         }
         let what = format!("client {client} believes until {until}");
@@ -422,7 +423,7 @@ impl World {
         let of = self.clients.iter().map(|place| &place.process).find(|client| client.session == Some(session));
         let Some(client) = of else { return };
         let until = client.clock.when(client.promise);
-        if until > self.now {
+        if until > self.now && client.holds() {
             let what = format!("client {} believes until {until}, its session ends now", client.number);
             self.history.log.violate("I3 session", what);
         }

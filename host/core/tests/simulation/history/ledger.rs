@@ -149,8 +149,7 @@ impl Ledger {
         match command {
             Command::Grant { session, request, keys, secret, .. } => {
                 let holder = HolderId { session: *session, request: *request };
-                let told: Vec<(u64, u64)> =
-                    keys.iter().map(|key| (key.token.as_u64(), key.barrier.as_u64())).collect();
+                let told: Vec<(u64, u64)> = keys.iter().map(|key| (key.token.as_u64(), key.barrier.as_u64())).collect();
                 self.grant(holder, &told, *secret, tokens, log);
             }
             Command::Reject { session, request, reason, .. } => {

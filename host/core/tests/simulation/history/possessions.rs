@@ -16,8 +16,6 @@ struct Possession {
     from: u64,
     believed_until: Option<u64>,
     worked_until: u64,
-    /// An operator vouched that nothing works on it any more.
-    vouched_at: Option<u64>,
 }
 
 /// Names a possession.
@@ -27,13 +25,14 @@ pub(crate) struct PossessionId(usize);
 #[derive(Debug, Default)]
 pub(crate) struct Possessions {
     keys: BTreeMap<LockKey, Vec<Possession>>,
+    /// Holds of which an operator said that nothing works on them any more, and when.
+    vouched: BTreeMap<(LockKey, u64), u64>,
 }
 
 impl Possessions {
     pub(crate) fn begin(&mut self, now: u64, key: &LockKey, token: u64, ask: usize, work: u64) -> PossessionId {
         let of_key = self.keys.entry(key.clone()).or_default();
-        let (believed_until, vouched_at) = (None, None);
-        of_key.push(Possession { ask, token, from: now, believed_until, worked_until: now + work, vouched_at });
+        of_key.push(Possession { ask, token, from: now, believed_until: None, worked_until: now + work });
         PossessionId(of_key.len() - 1)
     }
 
@@ -44,14 +43,26 @@ impl Possessions {
         }
     }
 
-    /// An operator forces holds of this run of a host and vouches that their work is over: of one token, or of all and
-    /// of what was held before.
+    /// An operator forces holds that this run of a host granted, and vouches that their work is over: of one token, or
+    /// of all that the key has had.
     pub(crate) fn vouch(&mut self, now: u64, key: &LockKey, token: Option<u64>, by: Run, tokens: &Tokens) {
-        for possession in self.keys.get_mut(key).into_iter().flatten() {
-            let of_run = tokens.given(key, possession.token).is_some_and(|given| given.by == by);
-            if of_run && token.is_none_or(|token| token == possession.token) && possession.vouched_at.is_none() {
-                possession.vouched_at = Some(now);
-            }
+        for given in tokens.of_run(key, by).filter(|given| token.is_none_or(|token| token == *given)) {
+            self.vouched.entry((key.clone(), given)).or_insert(now);
+        }
+    }
+
+    /// When it was vouched that nothing works any more for this request, by any of its keys.
+    fn vouched_at(&self, ask: usize) -> Option<u64> {
+        let of_ask = self.keys.iter().flat_map(|(key, of_key)| {
+            of_key.iter().filter(|possession| possession.ask == ask).map(|possession| (key.clone(), possession.token))
+        });
+        of_ask.filter_map(|hold| self.vouched.get(&hold)).min().copied()
+    }
+
+    fn work_end(&self, possession: &Possession) -> u64 {
+        match self.vouched_at(possession.ask) {
+            None => possession.worked_until,
+            Some(at) => possession.worked_until.min(possession.belief_end().max(at)),
         }
     }
 
@@ -63,7 +74,7 @@ impl Possessions {
             if let Some(what) = overlap(of_key, mode, Possession::belief_end) {
                 log.violate("I1 hold overlap", format!("{key}: {what}"));
             }
-            if orphans_too && let Some(what) = overlap(of_key, mode, Possession::work_end) {
+            if orphans_too && let Some(what) = overlap(of_key, mode, |held| self.work_end(held)) {
                 log.violate("I1 orphan overlap", format!("{key}: {what}"));
             }
             for possession in of_key {
@@ -80,13 +91,6 @@ impl Possessions {
 impl Possession {
     fn belief_end(&self) -> u64 {
         self.believed_until.unwrap_or(u64::MAX)
-    }
-
-    fn work_end(&self) -> u64 {
-        match self.vouched_at {
-            None => self.worked_until,
-            Some(at) => self.worked_until.min(self.belief_end().max(at)),
-        }
     }
 }
 

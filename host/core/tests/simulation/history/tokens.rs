@@ -49,6 +49,12 @@ impl Tokens {
         self.keys.get(key)?.given.get(&token).copied()
     }
 
+    /// All tokens that this run of a host has given.
+    pub(crate) fn of_run(&self, key: &LockKey, by: Run) -> impl Iterator<Item = u64> {
+        let given = self.keys.get(key).into_iter().flat_map(|of_key| &of_key.given);
+        given.filter(move |(_, given)| given.by == by).map(|(token, _)| *token)
+    }
+
     pub(crate) fn tell_barrier(&mut self, key: &LockKey, token: u64, barrier: u64, log: &mut Log) {
         let exclusive = self.given(key, token).is_some_and(|given| given.mode == Mode::Exclusive);
         if barrier > token || (exclusive && barrier != token) {

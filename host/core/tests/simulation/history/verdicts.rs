@@ -163,12 +163,7 @@ impl Ledger {
             RejectReason::NoSuchHold => self.may_be_over(entry),
             RejectReason::Upgrade => self.may_be_upgrade(entry, tokens),
         };
-        log.count(match reason {
-            RejectReason::WaitHopeless => "hopeless",
-            RejectReason::NoSuchHold => "no such hold",
-            RejectReason::Upgrade => "upgrades refused",
-            _ => "rejects",
-        });
+        log.count(reject_name(reason));
         if !honest {
             log.violate("I5 rejected for no reason", format!("{holder:?}: {reason:?}"));
         }
@@ -205,7 +200,8 @@ impl Ledger {
     pub(super) fn note_queues(&mut self, holder: HolderId) {
         let Some(entry) = self.entries.get(&holder) else { return };
         let queue = |key: &LockKey| {
-            let others = self.entries.iter().filter(|(other, of)| **other != holder && of.waits() && of.joins.is_none());
+            let others =
+                self.entries.iter().filter(|(other, of)| **other != holder && of.waits() && of.joins.is_none());
             others.filter(|(_, of)| of.queues.first() == Some(key)).count()
         };
         let longest = entry.queues.iter().filter(|key| !entry.joins(key)).map(queue).max().unwrap_or(0);
@@ -280,5 +276,22 @@ impl Ledger {
             Stage::Held { tokens, .. } => entry.position(key).and_then(|position| tokens.get(position)).copied(),
             Stage::Waiting { .. } => None,
         })
+    }
+}
+
+fn reject_name(reason: RejectReason) -> &'static str {
+    match reason {
+        RejectReason::Conflict => "reject: conflict",
+        RejectReason::WaitTimeout => "reject: wait timeout",
+        RejectReason::QueueFull => "reject: queue full",
+        RejectReason::SessionFull => "reject: session full",
+        RejectReason::KeysFull => "reject: keys full",
+        RejectReason::StoreUnavailable => "reject: store unavailable",
+        RejectReason::Draining => "reject: draining",
+        RejectReason::Invalid => "reject: invalid",
+        RejectReason::TokensExhausted => "reject: tokens exhausted",
+        RejectReason::WaitHopeless => "reject: wait hopeless",
+        RejectReason::NoSuchHold => "reject: no such hold",
+        RejectReason::Upgrade => "reject: upgrade",
     }
 }
