@@ -46,7 +46,11 @@ impl Engine {
                 Ok(_) if self.next_deadline().is_some_and(|deadline| deadline <= self.now) => {}
                 step => panic!("{name} was not served: {step:?}"),
             }
-            assert!(key.waiters() <= self.config.waiters_per_key_max, "I7: too many wait for {name}");
+            let outsiders = key.queue.iter().flat_map(|queue| queue.iter()).filter(|request| {
+                let used = self.requests.get(*request).and_then(|request| request.use_of(index));
+                used.is_ok_and(|used| used.part == Part::Bears)
+            });
+            assert!(outsiders.count() <= self.config.waiters_per_key_max, "I7: too many wait for {name}");
             assert!(key.queue.is_none() || key.waiters() > 0, "an empty queue is kept for {name}");
             self.check_holders(index, key);
             if let Some(until) = key.holders.next_lingering() {

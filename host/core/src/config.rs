@@ -13,7 +13,8 @@ pub struct Config {
     pub waiters_max: usize,
     /// Waiters of one session at once (I7).
     pub waiters_per_session_max: usize,
-    /// Waiters of one key at once (I7).
+    /// Waiters of one key at once, besides those that join its hold: a full queue must not turn those away, for which the
+    /// hold may be waiting. They are bounded by session, and as a whole (I7).
     pub waiters_per_key_max: usize,
     /// Keys tracked at once, whatever their state (I7).
     pub keys_max: usize,
