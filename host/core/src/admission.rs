@@ -7,6 +7,7 @@ use crate::engine::Phase;
 use crate::families::{FamilyIndex, Kin};
 use crate::fault::{Fault, Step};
 use crate::keys::{Key, KeyIndex};
+use crate::mutation::Mutation;
 use crate::requests::{KeyUse, Part, Patience, Place, Request, RequestIndex, Stage, Uses, Waiting};
 use crate::sessions::Link;
 use crate::timers::Timer;
@@ -125,11 +126,24 @@ impl Engine {
     /// True if one more key may be tracked; gives up the one that has been idle longest if that helps.
     fn make_room(&mut self) -> Step<bool> {
         while self.keys.len() >= self.config.keys_max {
+            if self.mutated(Mutation::EvictInQuarantine) {
+                self.lift_quarantines()?;
+            }
             let Some((idle, _)) = self.keys.longest_idle() else { return Ok(false) };
             self.yield_ownership(idle)?;
             self.pump(idle)?;
         }
         Ok(true)
+    }
+
+    fn lift_quarantines(&mut self) -> Step {
+        for index in self.keys.indices() {
+            if self.keys.get(index)?.holders.len() == 0 && self.keys.get(index)?.coming == 0 {
+                self.lift_quarantine(index)?;
+                self.pump(index)?;
+            }
+        }
+        Ok(())
     }
 
     /// What the keys say to the request; it may come out as a try.
@@ -264,6 +278,7 @@ impl Engine {
             match had.get(&used.key) {
                 Some((_, false)) => return Ok(Err(RejectReason::NoSuchHold)),
                 Some((Some(mode), true)) if covers(*mode, used.mode) => used.part = Part::Joins,
+                Some((_, true)) if self.mutated(Mutation::UpgradeJoined) => used.part = Part::Joins,
                 Some(_) => return Ok(Err(RejectReason::Upgrade)),
                 None => out_of_order |= self.name_of(used.key) < largest,
             }

@@ -135,6 +135,10 @@ impl Holders {
         }
     }
 
+    pub(crate) fn are_limited(&self) -> bool {
+        matches!(self, Self::Group(group) if group.kind == Kind::Limited)
+    }
+
     /// Live holds.
     pub(crate) fn len(&self) -> usize {
         match self {

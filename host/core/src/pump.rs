@@ -8,7 +8,7 @@ use crate::keys::{Key, KeyIndex, Owned, Ownership};
 use crate::mutation::Mutation;
 use crate::promise::{useful_validity, validity};
 use crate::requests::{Part, Place, Request, RequestIndex, Stage, Uses, Waiting};
-use crate::{Command, Engine, RejectReason};
+use crate::{Command, Engine, Mode, RejectReason};
 
 /// What a key needs now. Every change to a key is followed by steps until it rests; [`Engine::check`] asserts that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +129,17 @@ impl Engine {
     /// Whether earlier holds leave room for this one, or it joins them.
     fn may_hold(&self, index: KeyIndex, key: &Key, request: RequestIndex) -> Step<bool> {
         let used = self.requests.get(request)?.use_of(index)?;
-        Ok(used.part == Part::Joins || (key.admits(used.mode) && !key.is_promised_away(self.now)))
+        let admitted = key.admits(used.mode) || self.admits_wrongly(key, used.mode);
+        Ok(used.part == Part::Joins || (admitted && !key.is_promised_away(self.now)))
+    }
+
+    fn admits_wrongly(&self, key: &Key, mode: Mode) -> bool {
+        let wrongly = match mode {
+            Mode::Exclusive => false,
+            Mode::Shared => self.mutated(Mutation::SharedBesideExclusive),
+            Mode::Limit(_) => key.holders.are_limited() && self.mutated(Mutation::LimitMiscounted),
+        };
+        wrongly && key.quarantine.is_none()
     }
 
     /// Whether a request that has just come for one key would be granted by its key's next step: it need not queue.
@@ -179,7 +189,9 @@ impl Engine {
 
     fn next_step_owned(&self, index: KeyIndex, key: &Key, owned: &Owned) -> Step<KeyStep> {
         let live = key.first_live();
-        if key.is_free() && key.pinned_by().is_none() {
+        let lingers = self.mutated(Mutation::YieldInQuarantine) && key.holders.len() == 0;
+        let pinned = key.pinned_by().is_some() && !self.mutated(Mutation::PinnedYielded);
+        if (key.is_free() || lingers) && !pinned {
             let spent = owned.next_token().is_none() && owned.pending.is_none();
             let give_up = match &owned.contention {
                 _ if self.phase != Phase::Serving => true,
@@ -221,7 +233,8 @@ impl Engine {
         if !out_of_turn && !self.has(index, key, first)? {
             return Ok(KeyStep::Rest);
         }
-        let is_last = request.uses.last().is_some_and(|last| last.key == index);
+        let part_granted = self.mutated(Mutation::PartGranted) && self.owns_all(request)?;
+        let is_last = part_granted || request.uses.last().is_some_and(|last| last.key == index);
         Ok(match self.prospect(request)? {
             Prospect::Quiet => KeyStep::PassOver(first),
             _ if !is_last => KeyStep::Pin(first),
@@ -231,10 +244,19 @@ impl Engine {
         })
     }
 
+    fn owns_all(&self, request: &Request) -> Step<bool> {
+        for used in &request.uses {
+            if !matches!(self.keys.get(used.key)?.ownership, Ownership::Owned(_)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// All keys must be had at the very moment of the grant: one may have changed whose step is still to come.
     fn grant_or_stand_back(&self, last: KeyIndex, request: RequestIndex) -> Step<KeyStep> {
         for used in self.requests.get(request)?.uses.iter().filter(|used| used.key != last) {
-            if !self.has(used.key, self.keys.get(used.key)?, request)? {
+            if !self.has(used.key, self.keys.get(used.key)?, request)? && !self.mutated(Mutation::PartGranted) {
                 return Ok(KeyStep::Rest);
             }
         }

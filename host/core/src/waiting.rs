@@ -159,9 +159,14 @@ impl Engine {
         for position in 0..waiting.queues {
             let used = self.requests.get(index)?.queued()?.get(usize::from(position)).copied();
             let used = used.ok_or(Fault::Broken("a request queues for what it has not asked"))?;
-            let ticket = self.entry(index, used)?.ticket;
-            let queue = self.keys.get_mut(used.key)?.queue.as_mut();
-            queue.ok_or(Fault::Broken("a waiter has no queue"))?.shift(ticket, index, from, to);
+            let entry = self.entry(index, used)?;
+            let forgotten = to == Place::Live && self.mutated(Mutation::PlacesForgotten);
+            let queue = self.keys.queue_mut(used.key)?;
+            if forgotten {
+                queue.remove(entry, from);
+            } else {
+                queue.shift(entry.ticket, index, from, to);
+            }
         }
         Ok(())
     }
