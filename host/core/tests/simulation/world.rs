@@ -28,7 +28,7 @@ enum Event {
     Worked { client: usize, request: u64 },
     AtStore(Incarnation, Operation),
     FromStore(Incarnation, StoreEvent),
-    KeepAlive(usize),
+    KeepAlive(Run),
     StoreLooks,
     Fault(usize),
 }
@@ -61,7 +61,6 @@ pub(crate) struct HostPlace {
     /// Claims fail until then, and so many percent of them land all the same; so many are refused.
     pub(crate) claims_fail: (u64, u64),
     pub(crate) refusals: u32,
-    /// What this run sends to the store from then on is lost.
     wake: u64,
 }
 
@@ -126,7 +125,7 @@ impl World {
             self.schedule_at(script.faults[number].at, Event::Fault(number));
         }
         for host in 0..self.hosts.len() {
-            self.schedule(0, Event::KeepAlive(host));
+            self.schedule(0, Event::KeepAlive(self.hosts[host].process.run));
         }
         for client in 0..self.clients.len() {
             // In a case that was shrunk, clients without requests only serve the probe.
@@ -224,9 +223,11 @@ impl World {
                     self.reach_host(to.of.host, host::Arrival::Store(event));
                 }
             }
-            Event::KeepAlive(host) => {
-                self.keep_alive(host);
-                self.schedule(SECOND, Event::KeepAlive(host));
+            Event::KeepAlive(run) => {
+                if self.hosts[run.host].process.run == run {
+                    self.keep_alive(run.host);
+                    self.schedule(SECOND, Event::KeepAlive(run));
+                }
             }
             Event::StoreLooks => self.store.expire(now),
             Event::Fault(number) => self.fault(number),
@@ -292,6 +293,7 @@ impl World {
         place.down_until = self.now + away;
         place.frozen_until = 0;
         self.history.ledgers[host] = Ledger::new(run, config.clone());
+        self.schedule(away, Event::KeepAlive(run));
     }
 
     fn carry_out_host(&mut self, host: usize, out: host::Out) {

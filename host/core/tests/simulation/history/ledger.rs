@@ -29,6 +29,8 @@ pub(crate) struct Ledger {
     pub(super) ownerships: Ownerships,
     /// Until when work under holds that ended uncleanly may go on; later than the host believes, or the same.
     pub(super) lingering: BTreeMap<LockKey, u64>,
+    /// Tokens of holds that ended by the present input: while it is carried out, a barrier may still count them.
+    pub(super) left: Vec<(LockKey, u64)>,
     last_order: u64,
 }
 
@@ -92,6 +94,7 @@ impl Ledger {
             families: Families::default(),
             ownerships: Ownerships::default(),
             lingering: BTreeMap::new(),
+            left: Vec::new(),
             last_order: 0,
         }
     }
@@ -109,11 +112,13 @@ impl Ledger {
     pub(crate) fn look(&mut self, now: u64) {
         self.now = self.now.max(now);
         self.looked_at = self.now;
+        self.left.clear();
     }
 
     /// The host takes an input.
     pub(crate) fn hear(&mut self, now: u64, input: &Input) {
         self.now = self.now.max(now);
+        self.left.clear();
         self.ownerships.hear(self.now, input, self.bounds.handoff_budget);
         match input {
             Input::OpenSession { session, .. } => {
@@ -264,7 +269,8 @@ impl Ledger {
     /// However the request ended: it waits and holds no more.
     fn leave(&mut self, holder: HolderId) {
         let Some(entry) = self.entries.remove(&holder) else { return };
-        if let Stage::Held { .. } = entry.stage {
+        if let Stage::Held { tokens, .. } = entry.stage {
+            self.left.extend(entry.asked.into_iter().map(|wanted| wanted.key).zip(tokens));
             // The delay of whoever was in its family may count as well.
             let of_family = self.families.leave(holder);
             let delay = if of_family { micros(self.bounds.lock_delay_max) } else { entry.lock_delay };

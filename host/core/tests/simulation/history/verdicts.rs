@@ -97,11 +97,12 @@ impl Ledger {
 
     /// Whether the token is that of a hold which the request joins.
     fn is_joined(&self, holder: HolderId, key: &LockKey, token: u64, tokens: &Tokens, log: &mut Log) -> bool {
-        let Some(entry) = self.entries.get(&holder).filter(|entry| entry.joins(key)) else { return false };
+        let Some(entry) = self.entries.get(&holder) else { return false };
         let family = entry.joins.as_ref().and_then(|joining| self.families.get(joining.secret));
         let Some(family) = family else { return false };
+        // What others have added to the hold meanwhile may be joined too.
         if !family.tokens(key).contains(&token) {
-            if family.surely_has(key) {
+            if entry.joins(key) && family.surely_has(key) {
                 log.violate("I5 joined under another token", format!("{key}: {token} for {holder:?}"));
             }
             return false;
@@ -272,10 +273,11 @@ impl Ledger {
 
     /// The tokens of the holds of the key that may be left.
     fn tokens_of<'a>(&'a self, key: &'a LockKey) -> impl Iterator<Item = u64> + 'a {
-        self.entries.values().filter_map(|entry| match &entry.stage {
+        let held = self.entries.values().filter_map(|entry| match &entry.stage {
             Stage::Held { tokens, .. } => entry.position(key).and_then(|position| tokens.get(position)).copied(),
             Stage::Waiting { .. } => None,
-        })
+        });
+        held.chain(self.left.iter().filter(move |(of, _)| of == key).map(|(_, token)| *token))
     }
 }
 
