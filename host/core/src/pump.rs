@@ -229,7 +229,7 @@ impl Engine {
         if waiting.deadline <= self.now {
             return Ok(KeyStep::TimeOut(first));
         }
-        let out_of_turn = self.mutated(Mutation::LastComeFirstServed);
+        let out_of_turn = self.mutated(Mutation::LastComeFirstServed) && request.uses.len() == 1;
         if !out_of_turn && !self.has(index, key, first)? {
             return Ok(KeyStep::Rest);
         }

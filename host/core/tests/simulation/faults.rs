@@ -32,8 +32,9 @@ impl World {
                 let frozen_until = &mut self.hosts[*host].frozen_until;
                 *frozen_until = (now + duration).max(*frozen_until);
             }
-            Mishap::HostDies { host, away } => {
+            Mishap::HostDies { host, away, lost_to_store } => {
                 self.history.log.count("hosts killed");
+                self.links.cut_store(self.hosts[*host].process.run, now + lost_to_store);
                 self.restart_host(*host, *away);
             }
             Mishap::HostDrains { host } => self.reach_host(*host, Arrival::Order(Input::Drain)),

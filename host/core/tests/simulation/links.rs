@@ -9,7 +9,7 @@ use crate::case::Weather;
 use crate::clock::MS;
 use crate::random::{Part, Random};
 use crate::store::Incarnation;
-use crate::wire::Stream;
+use crate::wire::{Run, Stream};
 
 /// All links.
 pub(crate) struct Links {
@@ -23,6 +23,8 @@ pub(crate) struct Links {
     /// When the last operation of an incarnation on a key, or its last keepalive, arrives.
     last_operation: BTreeMap<(Incarnation, Option<LockKey>), u64>,
     last_event: BTreeMap<usize, u64>,
+    /// What the run has not got through to the store by then is lost.
+    store_cut: BTreeMap<Run, u64>,
 }
 
 /// The delays of one direction of a link.
@@ -41,6 +43,7 @@ impl Links {
             last_on_stream: BTreeMap::new(),
             last_operation: BTreeMap::new(),
             last_event: BTreeMap::new(),
+            store_cut: BTreeMap::new(),
         }
     }
 
@@ -63,6 +66,15 @@ impl Links {
             let cut = self.cut.entry((stream, direction)).or_insert(at);
             *cut = at.min(*cut);
         }
+    }
+
+    /// Whether what arrives now was lost.
+    pub(crate) fn is_cut_from_store(&self, now: u64, of: Run) -> bool {
+        self.store_cut.get(&of).is_some_and(|cut| *cut <= now)
+    }
+
+    pub(crate) fn cut_store(&mut self, of: Run, at: u64) {
+        self.store_cut.insert(of, at);
     }
 
     /// When an operation sent now reaches the store. Those on other keys may overtake it.

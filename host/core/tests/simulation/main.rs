@@ -39,6 +39,7 @@ fn histories_keep_the_invariants() {
         assert_eq!(verdict.violation, None);
         return;
     }
+    let sabotage = std::env::var("TURNSTILE_SIM_SABOTAGE").ok().map(|name| Sabotage::named(&name).unwrap()).unwrap_or_default();
     let runs = number_from("TURNSTILE_SIM_RUNS").unwrap_or(RUNS);
     let first = number_from("TURNSTILE_SIM_FIRST").unwrap_or(0);
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
@@ -46,14 +47,14 @@ fn histories_keep_the_invariants() {
     let mut steps = 0;
     let started = std::time::Instant::now();
     for seed in first..first + runs {
-        let verdict = run(&Case::whole(seed), Sabotage::Nothing, false);
+        let verdict = run(&Case::whole(seed), sabotage, false);
         steps += verdict.steps;
         for (what, count) in verdict.counts {
             *counts.entry(what).or_insert(0) += count;
         }
         if let Some(violation) = verdict.violation {
             if runs == 1 {
-                panic!("{}", report::failure(&Case::whole(seed), &violation, Sabotage::Nothing));
+                panic!("{}", report::failure(&Case::whole(seed), &violation, sabotage));
             }
             kinds.entry(violation.kind.clone()).or_insert((0, seed, violation.to_string())).0 += 1;
         }

@@ -53,7 +53,7 @@ pub(crate) enum Modes {
 
 impl Plan {
     pub(crate) fn random(random: &mut Random, weather: Weather) -> Self {
-        let lock_delay_max = random.pick(&[300 * MS, SECOND, 4 * SECOND]);
+        let lock_delay_max = random.pick(&[300 * MS, 2 * SECOND, 4 * SECOND]);
         let hosts: Vec<Clock> = (0..random.pick(&[1, 2, 2, 2, 3])).map(|_| Clock::random(random)).collect();
         let clients = (0..hosts.len()).flat_map(|host| vec![host; random.range(1, 3) as usize]).collect::<Vec<_>>();
         let clients = clients.into_iter().map(|host| (host, Clock::random(random))).collect();
@@ -67,7 +67,7 @@ impl Plan {
             lock_delay_covers: random.chance(80),
             lock_delay_max,
             wait_max: random.pick(&[SECOND, 6 * SECOND]),
-            work_max: random.pick(&[100 * MS, 500 * MS, 2 * SECOND]),
+            work_max: random.pick(&[100 * MS, 500 * MS, 3 * SECOND]),
             pause: random.pick(&[150 * MS, 400 * MS, SECOND]),
             mix: Mix::random(random),
             calm: random.range(6, 20) * SECOND,
@@ -88,7 +88,7 @@ impl Plan {
     /// the lock delay, and what was begun before.
     pub(crate) fn settling(&self) -> u64 {
         let bounds = micros(self.config.session_ttl) + crate::store::LEASE_TTL + self.lock_delay_max;
-        14 * SECOND + bounds + self.wait_max + self.work_max.max(2 * SECOND)
+        16 * SECOND + bounds + self.wait_max + self.work_max.max(2 * SECOND)
     }
 }
 
@@ -140,9 +140,9 @@ fn config(random: &mut Random, lock_delay_max: u64) -> Config {
             time: Duration::from_millis(random.range(0, 500)),
         },
         idle_ownership: Duration::from_millis(random.pick(&[0, 200, 5_000])),
-        waiters_per_key_max: random.pick(&[3, 100]),
-        waiters_per_session_max: random.pick(&[3, 100]),
-        keys_max: random.pick(&[2, 100, 100]),
+        waiters_per_key_max: random.pick(&[3, 100, 100, 100]),
+        waiters_per_session_max: random.pick(&[3, 100, 100, 100]),
+        keys_max: random.pick(&[2, 100, 100, 100]),
         sessions_max: random.pick(&[5, 100]),
         lock_delay_max: Duration::from_micros(lock_delay_max),
         ..Config::default()

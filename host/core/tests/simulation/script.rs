@@ -81,9 +81,11 @@ pub(crate) enum Mishap {
         host: usize,
         duration: u64,
     },
+    /// What it has not got through to the store by then is lost.
     HostDies {
         host: usize,
         away: u64,
+        lost_to_store: u64,
     },
     HostDrains {
         host: usize,
@@ -141,7 +143,12 @@ fn ask(plan: &Plan, client: usize, begin: Begin, random: &mut Random, asks: &mut
     }
     let offers = random.chance(plan.mix.offers);
     let mut parent = drawn(plan, client, begin, keys, random);
-    parent.offers = offers;
+    if offers {
+        // Long enough for the calls that its upstream makes.
+        parent.offers = true;
+        parent.work = (parent.work + random.range(0, 300 * MS)).min(plan.lock_delay_max * 97 / 100);
+        parent.lock_delay = parent.lock_delay.max(parent.work * 100 / 97 + 1);
+    }
     let number = asks.len();
     let of_parent = parent.keys.clone();
     let work = parent.work;
@@ -154,7 +161,7 @@ fn ask(plan: &Plan, client: usize, begin: Begin, random: &mut Random, asks: &mut
         let siblings = plan.clients_of(host);
         let other =
             if random.chance(90) { siblings[random.index(siblings.len())] } else { random.index(plan.clients.len()) };
-        let begin = Begin::Nested { of: number, after: random.range(0, work + 50 * MS) };
+        let begin = Begin::Nested { of: number, after: random.range(0, work) };
         let keys = keys_of_joiner(plan, &of_parent, random);
         asks.push(drawn(plan, other, begin, keys, random));
     }
@@ -185,9 +192,9 @@ fn add_key(plan: &Plan, keys: &mut Vec<KeyRequest>, random: &mut Random) {
 
 fn drawn(plan: &Plan, client: usize, begin: Begin, keys: Vec<KeyRequest>, random: &mut Random) -> Ask {
     let wait = match random.range(0, 99) {
-        0..10 => 0,
+        0..8 => 0,
         // Shorter than the store's answer takes.
-        10..20 => random.range(MS, 50 * MS),
+        8..14 => random.range(MS, 50 * MS),
         _ => random.range(50 * MS, plan.wait_max),
     };
     // Often small, so that the store's record has to be raised for the others.
@@ -242,9 +249,13 @@ fn mishap(plan: &Plan, random: &mut Random) -> Mishap {
         25..37 => Mishap::ClientFreezes { client, duration },
         37..49 => Mishap::LinkStalls { client, to_host: random.chance(50), duration },
         49..61 => Mishap::HostFreezes { host, duration },
-        61..68 => Mishap::HostDies { host, away: duration / 4 },
+        61..68 => Mishap::HostDies { host, away: duration / 4, lost_to_store: random.range(0, 10 * MS) },
         68..71 => Mishap::HostDrains { host },
-        71..79 => Mishap::StoreAway { host: random.chance(60).then_some(host), duration },
+        71..79 => {
+            // Often longer than a lease.
+            let most = random.pick(&[500 * MS, 4 * SECOND, 9 * SECOND]);
+            Mishap::StoreAway { host: random.chance(70).then_some(host), duration: random.range(most / 2, most) }
+        }
         79..86 => Mishap::ClaimsFail { host, duration, landed: random.pick(&[0, 50, 100]) },
         86..88 => Mishap::ClaimsRefused { host, count: random.range(1, 3) as u32 },
         88..91 => Mishap::RecordGone { key },

@@ -332,6 +332,9 @@ impl World {
     }
 
     fn reach_store(&mut self, from: Incarnation, operation: Operation) {
+        if self.links.is_cut_from_store(self.now, from.of) {
+            return;
+        }
         let place = &mut self.hosts[from.of.host];
         let (fail_until, landed) = place.claims_fail;
         let is_claim = matches!(operation, Operation::Claim { .. });
