@@ -32,11 +32,8 @@ impl World {
                 let frozen_until = &mut self.hosts[*host].frozen_until;
                 *frozen_until = (now + duration).max(*frozen_until);
             }
-            Mishap::HostDies { host, away, lost_to_store } => {
-                self.history.log.count("hosts killed");
-                self.links.cut_store(self.hosts[*host].process.run, now + lost_to_store);
-                self.restart_host(*host, *away);
-            }
+            Mishap::HostDies { host, death } => self.kill_host(*host, *death),
+            Mishap::HostDiesAfterGrant { host, death } => self.hosts[*host].doomed = Some(*death),
             Mishap::HostDrains { host } => self.reach_host(*host, Arrival::Order(Input::Drain)),
             Mishap::StoreAway { host, duration } => {
                 let all = 0..self.hosts.len();
@@ -67,7 +64,7 @@ impl World {
     /// The world is left alone from now on.
     pub(crate) fn calm_down(&mut self) {
         for place in &mut self.hosts {
-            (place.claims_fail, place.refusals) = ((0, 0), 0);
+            (place.claims_fail, place.refusals, place.doomed) = ((0, 0), 0, None);
         }
         for place in &mut self.clients {
             place.process.rest();

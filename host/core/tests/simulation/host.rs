@@ -12,6 +12,7 @@ use turnstile_core::{
 use crate::clock::{Clock, MS, SECOND, micros};
 use crate::history::History;
 use crate::mutants::Sabotage;
+use crate::plan::Plan;
 use crate::random::{Part, Random};
 use crate::store::{self, Event, Failure, Incarnation, Operation};
 use crate::wire::{Run, SessionName, Stream, ToClient, ToHost};
@@ -65,14 +66,15 @@ pub(crate) struct Host {
     by_stream: BTreeMap<Stream, SessionId>,
     claims: BTreeMap<LockKey, Pending>,
     bounds: Config,
+    lease_ttl: u64,
     sabotage: Sabotage,
 }
 
 impl Host {
-    pub(crate) fn new(run: Run, seed: u64, clock: Clock, config: &Config, sabotage: Sabotage) -> Self {
+    pub(crate) fn new(run: Run, seed: u64, plan: &Plan, sabotage: Sabotage) -> Self {
         Self {
-            engine: Engine::with_mutation(config.clone(), sabotage.engine()),
-            clock,
+            engine: Engine::with_mutation(plan.config.clone(), sabotage.engine()),
+            clock: plan.hosts[run.host],
             run,
             in_store: Incarnation { of: run, life: 0 },
             inbox: Vec::new(),
@@ -82,7 +84,8 @@ impl Host {
             sessions: BTreeMap::new(),
             by_stream: BTreeMap::new(),
             claims: BTreeMap::new(),
-            bounds: config.clone(),
+            bounds: plan.config.clone(),
+            lease_ttl: plan.lease_ttl,
             sabotage,
         }
     }
@@ -225,7 +228,8 @@ impl Host {
             }
             Event::LeaseRenewed { sent } => {
                 let anchor = if self.sabotage == Sabotage::LeaseAnchoredAtReceipt { local } else { sent };
-                Input::LeaseRenewed { until: Instant::from_micros(store::lease_until(anchor)) }
+                // Less the allowance for clock rates.
+                Input::LeaseRenewed { until: Instant::from_micros(anchor + self.lease_ttl * 98 / 100) }
             }
             Event::LeaseLost => {
                 self.in_store.life += 1;

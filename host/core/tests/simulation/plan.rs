@@ -21,6 +21,7 @@ pub(crate) struct Plan {
     /// No upstream works for longer than the lock delay that its request names.
     pub(crate) lock_delay_covers: bool,
     pub(crate) lock_delay_max: u64,
+    pub(crate) lease_ttl: u64,
     pub(crate) wait_max: u64,
     pub(crate) work_max: u64,
     /// Mean pause between the requests of a client.
@@ -53,7 +54,13 @@ pub(crate) enum Modes {
 
 impl Plan {
     pub(crate) fn random(random: &mut Random, weather: Weather) -> Self {
-        let lock_delay_max = random.pick(&[300 * MS, 2 * SECOND, 4 * SECOND]);
+        // Work that outlasts a lease shows what becomes of the lock delays of the dead.
+        let (work_max, lock_delay_max) = random.pick(&[
+            (100 * MS, 300 * MS),
+            (500 * MS, SECOND),
+            (3 * SECOND, 4 * SECOND),
+            (10 * SECOND, 12 * SECOND),
+        ]);
         let hosts: Vec<Clock> = (0..random.pick(&[1, 2, 2, 2, 3])).map(|_| Clock::random(random)).collect();
         let clients = (0..hosts.len()).flat_map(|host| vec![host; random.range(1, 3) as usize]).collect::<Vec<_>>();
         let clients = clients.into_iter().map(|host| (host, Clock::random(random))).collect();
@@ -66,8 +73,9 @@ impl Plan {
             keys: keys.collect(),
             lock_delay_covers: random.chance(80),
             lock_delay_max,
+            lease_ttl: random.pick(&[3 * SECOND / 2, 5 * SECOND]),
             wait_max: random.pick(&[SECOND, 6 * SECOND]),
-            work_max: random.pick(&[100 * MS, 500 * MS, 3 * SECOND]),
+            work_max,
             pause: random.pick(&[150 * MS, 400 * MS, SECOND]),
             mix: Mix::random(random),
             calm: random.range(6, 20) * SECOND,
@@ -87,7 +95,7 @@ impl Plan {
     /// How long a key may be out of reach, and a wait may last, once all is calm: the session TTL, the store's bound,
     /// the lock delay, and what was begun before.
     pub(crate) fn settling(&self) -> u64 {
-        let bounds = micros(self.config.session_ttl) + crate::store::LEASE_TTL + self.lock_delay_max;
+        let bounds = micros(self.config.session_ttl) + self.lease_ttl + self.lock_delay_max;
         16 * SECOND + bounds + self.wait_max + self.work_max.max(2 * SECOND)
     }
 }

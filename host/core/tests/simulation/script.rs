@@ -81,11 +81,13 @@ pub(crate) enum Mishap {
         host: usize,
         duration: u64,
     },
-    /// What it has not got through to the store by then is lost.
     HostDies {
         host: usize,
-        away: u64,
-        lost_to_store: u64,
+        death: Death,
+    },
+    HostDiesAfterGrant {
+        host: usize,
+        death: Death,
     },
     HostDrains {
         host: usize,
@@ -116,6 +118,15 @@ pub(crate) enum Mishap {
         all: bool,
         delay: ForcedDelay,
     },
+}
+
+/// How a host dies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Death {
+    pub(crate) after_grant: u64,
+    pub(crate) away: u64,
+    /// What it has not got through to the store so long after is lost.
+    pub(crate) lost_to_store: u64,
 }
 
 impl Script {
@@ -221,45 +232,89 @@ fn drawn(plan: &Plan, client: usize, begin: Begin, keys: Vec<KeyRequest>, random
 
 fn faults(plan: &Plan, random: &mut Random) -> Vec<Fault> {
     let pause_max = random.pick(&[400 * MS, 2 * SECOND, 5 * SECOND]);
+    // Each run leaves out about half of the kinds: some only show what they can do when others are not in their way.
+    let weights = WEIGHTS.map(|(kind, weight)| (kind, if random.chance(50) { weight } else { 0 }));
+    let sum: u64 = weights.iter().map(|(_, weight)| weight).sum();
     let mut faults = Vec::new();
     let mut at = SECOND;
     loop {
         at += random.range(20 * MS, pause_max);
-        if at >= plan.calm {
+        if at >= plan.calm || sum == 0 {
             return faults;
         }
-        faults.push(Fault { at, what: mishap(plan, random) });
+        let mut left = random.range(0, sum - 1);
+        let kind = weights.iter().find(|(_, weight)| {
+            let found = left < *weight;
+            left = left.saturating_sub(*weight);
+            found
+        });
+        if let Some((kind, _)) = kind {
+            faults.push(Fault { at, what: mishap(plan, *kind, random) });
+        }
     }
 }
 
-fn mishap(plan: &Plan, random: &mut Random) -> Mishap {
+#[derive(Clone, Copy)]
+enum Kind {
+    StreamBreaks,
+    ClientFreezes,
+    LinkStalls,
+    HostFreezes,
+    HostDies,
+    HostDrains,
+    StoreAway,
+    ClaimsFail,
+    ClaimsRefused,
+    RecordGone,
+    Forced,
+}
+
+const WEIGHTS: [(Kind, u64); 11] = [
+    (Kind::StreamBreaks, 25),
+    (Kind::ClientFreezes, 12),
+    (Kind::LinkStalls, 12),
+    (Kind::HostFreezes, 12),
+    (Kind::HostDies, 7),
+    (Kind::HostDrains, 3),
+    (Kind::StoreAway, 8),
+    (Kind::ClaimsFail, 7),
+    (Kind::ClaimsRefused, 2),
+    (Kind::RecordGone, 3),
+    (Kind::Forced, 9),
+];
+
+fn mishap(plan: &Plan, kind: Kind, random: &mut Random) -> Mishap {
     let client = random.index(plan.clients.len());
     let host = random.index(plan.hosts.len());
     let key = random.index(plan.keys.len());
     let most = random.pick(&[50 * MS, 500 * MS, 2 * SECOND, 4 * SECOND, 7 * SECOND]);
     let duration = random.range(most / 2, most);
-    match random.range(0, 99) {
-        0..25 => Mishap::StreamBreaks {
+    match kind {
+        Kind::StreamBreaks => Mishap::StreamBreaks {
             client,
             lost_to_host: random.range(0, 200 * MS),
             lost_to_client: random.range(0, 200 * MS),
             host_sees: random.range(0, duration),
             client_sees: random.range(0, duration),
         },
-        25..37 => Mishap::ClientFreezes { client, duration },
-        37..49 => Mishap::LinkStalls { client, to_host: random.chance(50), duration },
-        49..61 => Mishap::HostFreezes { host, duration },
-        61..68 => Mishap::HostDies { host, away: duration / 4, lost_to_store: random.range(0, 10 * MS) },
-        68..71 => Mishap::HostDrains { host },
-        71..79 => {
+        Kind::ClientFreezes => Mishap::ClientFreezes { client, duration },
+        Kind::LinkStalls => Mishap::LinkStalls { client, to_host: random.chance(50), duration },
+        Kind::HostFreezes => Mishap::HostFreezes { host, duration },
+        Kind::HostDies => {
+            let (after_grant, lost_to_store) = (random.range(MS, 100 * MS), random.range(0, 10 * MS));
+            let death = Death { after_grant, away: duration / 4, lost_to_store };
+            if random.chance(50) { Mishap::HostDies { host, death } } else { Mishap::HostDiesAfterGrant { host, death } }
+        }
+        Kind::HostDrains => Mishap::HostDrains { host },
+        Kind::StoreAway => {
             // Often longer than a lease.
             let most = random.pick(&[500 * MS, 4 * SECOND, 9 * SECOND]);
             Mishap::StoreAway { host: random.chance(70).then_some(host), duration: random.range(most / 2, most) }
         }
-        79..86 => Mishap::ClaimsFail { host, duration, landed: random.pick(&[0, 50, 100]) },
-        86..88 => Mishap::ClaimsRefused { host, count: random.range(1, 3) as u32 },
-        88..91 => Mishap::RecordGone { key },
-        _ => Mishap::Forced {
+        Kind::ClaimsFail => Mishap::ClaimsFail { host, duration, landed: random.pick(&[0, 50, 100]) },
+        Kind::ClaimsRefused => Mishap::ClaimsRefused { host, count: random.range(1, 3) as u32 },
+        Kind::RecordGone => Mishap::RecordGone { key },
+        Kind::Forced => Mishap::Forced {
             host,
             key,
             all: random.chance(50),

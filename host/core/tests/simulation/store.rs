@@ -9,8 +9,6 @@ use crate::clock::{MS, SECOND};
 use crate::mutants::Sabotage;
 use crate::wire::Run;
 
-pub(crate) const LEASE_TTL: u64 = 5 * SECOND;
-
 /// A claim that failed is tried again before this has passed.
 const UNTOLD_MAX: u64 = 4 * SECOND;
 
@@ -67,6 +65,7 @@ pub(crate) enum Failure {
 #[derive(Debug)]
 pub(crate) struct Store {
     sabotage: Sabotage,
+    lease_ttl: u64,
     leases: BTreeMap<Incarnation, Lease>,
     records: BTreeMap<LockKey, Record>,
     /// Events for whom, in order.
@@ -102,9 +101,9 @@ struct Record {
 }
 
 impl Store {
-    pub(crate) fn new(sabotage: Sabotage) -> Self {
+    pub(crate) fn new(lease_ttl: u64, sabotage: Sabotage) -> Self {
         let (leases, records, events) = (BTreeMap::new(), BTreeMap::new(), VecDeque::new());
-        Self { sabotage, leases, records, events, queued: 0 }
+        Self { sabotage, lease_ttl, leases, records, events, queued: 0 }
     }
 
     /// When the lease of this run ends, as far as it was renewed.
@@ -124,7 +123,7 @@ impl Store {
         match operation {
             Operation::KeepAlive { .. } if dead => self.events.push_back((from, Event::LeaseLost)),
             Operation::KeepAlive { sent } => {
-                self.leases.insert(from, Lease { until: now + LEASE_TTL, dead: false });
+                self.leases.insert(from, Lease { until: now + self.lease_ttl, dead: false });
                 self.release_untold(now, from);
                 self.events.push_back((from, Event::LeaseRenewed { sent }));
             }
@@ -205,7 +204,7 @@ impl Store {
     pub(crate) fn tamper(&mut self, now: u64, key: &LockKey) {
         let Some(record) = self.records.get_mut(key) else { return };
         let Some(owner) = record.owner.take() else { return };
-        record.taken_from = Some((owner, now + LEASE_TTL + record.lock_delay));
+        record.taken_from = Some((owner, now + self.lease_ttl + record.lock_delay));
         self.events.push_back((owner, Event::Lost { key: key.clone() }));
         self.promote(now, key);
     }
@@ -225,7 +224,7 @@ impl Store {
 
     fn claim(&mut self, now: u64, from: Incarnation, key: LockKey, claim: ClaimId, lock_delay: u64, new_epoch: bool) {
         // A store has a lease before it claims anything.
-        self.leases.entry(from).or_insert(Lease { until: now + LEASE_TTL, dead: false });
+        self.leases.entry(from).or_insert(Lease { until: now + self.lease_ttl, dead: false });
         let record = self.records.entry(key.clone()).or_default();
         if self.sabotage == Sabotage::OldSelfTakenForLive
             && record.owner.is_some_and(|owner| owner.of.host == from.of.host && owner != from)
@@ -310,12 +309,6 @@ impl Store {
             self.promote(now, &key);
         }
     }
-}
-
-/// Until when a host may rely on a lease whose keepalive it sent at `sent` (its own clock): less the allowance for
-/// clock rates.
-pub(crate) fn lease_until(sent: u64) -> u64 {
-    sent + LEASE_TTL * 98 / 100
 }
 
 /// How long a host keeps off, by its own clock, when the store says `left`.

@@ -13,7 +13,7 @@ use crate::history::ledger::Ledger;
 use crate::host::{self, Host};
 use crate::links::Links;
 use crate::mutants::Sabotage;
-use crate::script::{Begin, Script};
+use crate::script::{Begin, Death, Script};
 use crate::store::{Event as StoreEvent, Incarnation, Operation, Store};
 use crate::wire::{Run, SessionName, Stream, ToClient, ToHost};
 
@@ -29,6 +29,7 @@ enum Event {
     AtStore(Incarnation, Operation),
     FromStore(Incarnation, StoreEvent),
     KeepAlive(Run),
+    Dies(Run, Death),
     StoreLooks,
     Fault(usize),
 }
@@ -61,6 +62,8 @@ pub(crate) struct HostPlace {
     /// Claims fail until then, and so many percent of them land all the same; so many are refused.
     pub(crate) claims_fail: (u64, u64),
     pub(crate) refusals: u32,
+    /// It dies so long after its next grant.
+    pub(crate) doomed: Option<Death>,
     wake: u64,
 }
 
@@ -76,15 +79,16 @@ impl World {
         let script = Rc::new(Script::of(case));
         let config = &script.plan.config;
         let now = SECOND;
-        let place = |(host, clock): (usize, &crate::clock::Clock)| HostPlace {
-            process: Host::new(Run { host, run: 1 }, case.seed, *clock, config, sabotage),
+        let place = |host: usize| HostPlace {
+            process: Host::new(Run { host, run: 1 }, case.seed, &script.plan, sabotage),
             down_until: 0,
             frozen_until: 0,
             claims_fail: (0, 0),
             refusals: 0,
+            doomed: None,
             wake: u64::MAX,
         };
-        let hosts: Vec<HostPlace> = script.plan.hosts.iter().enumerate().map(place).collect();
+        let hosts: Vec<HostPlace> = (0..script.plan.hosts.len()).map(place).collect();
         let ledgers = hosts.iter().map(|host| Ledger::new(host.process.run, config.clone())).collect();
         let clients = (0..script.plan.clients.len()).map(|number| ClientPlace {
             process: Client::new(number, case.seed, Rc::clone(&script), now, sabotage),
@@ -97,7 +101,7 @@ impl World {
             history: History::new(ledgers, verbose),
             hosts,
             clients: clients.collect(),
-            store: Store::new(sabotage),
+            store: Store::new(script.plan.lease_ttl, sabotage),
             links: Links::new(case.seed, case.weather),
             sabotage,
             events: BTreeMap::new(),
@@ -226,7 +230,12 @@ impl World {
             Event::KeepAlive(run) => {
                 if self.hosts[run.host].process.run == run {
                     self.keep_alive(run.host);
-                    self.schedule(SECOND, Event::KeepAlive(run));
+                    self.schedule(self.script.plan.lease_ttl / 5, Event::KeepAlive(run));
+                }
+            }
+            Event::Dies(run, death) => {
+                if self.hosts[run.host].process.run == run {
+                    self.kill_host(run.host, death);
                 }
             }
             Event::StoreLooks => self.store.expire(now),
@@ -278,6 +287,13 @@ impl World {
         }
     }
 
+    pub(crate) fn kill_host(&mut self, host: usize, death: Death) {
+        self.history.log.note(|| format!("host {host} dies"));
+        self.history.log.count("hosts killed");
+        self.links.cut_store(self.hosts[host].process.run, self.now + death.lost_to_store);
+        self.restart_host(host, death.away);
+    }
+
     /// The process is gone, and another one will run in its place.
     pub(crate) fn restart_host(&mut self, host: usize, away: u64) {
         for client in self.script.plan.clients_of(host) {
@@ -289,7 +305,7 @@ impl World {
         let run = Run { host, run: place.process.run.run + 1 };
         let config = &self.script.plan.config;
         self.steps_before += place.process.steps;
-        place.process = Host::new(run, self.seed, place.process.clock, config, self.sabotage);
+        place.process = Host::new(run, self.seed, &self.script.plan, self.sabotage);
         place.down_until = self.now + away;
         place.frozen_until = 0;
         self.history.ledgers[host] = Ledger::new(run, config.clone());
@@ -299,6 +315,12 @@ impl World {
     fn carry_out_host(&mut self, host: usize, out: host::Out) {
         match out {
             host::Out::Send(stream, message) => {
+                if matches!(message, ToClient::Grant { .. })
+                    && let Some(death) = self.hosts[host].doomed.take()
+                {
+                    let run = self.hosts[host].process.run;
+                    self.schedule(death.after_grant, Event::Dies(run, death));
+                }
                 let at = self.links.on_stream(self.now, stream, false);
                 self.schedule_at(at, Event::ToClient(stream, message));
             }
