@@ -26,7 +26,8 @@ pub struct Config {
     pub lock_delay_max: Duration,
     /// How long a request waits for the *store* at least, however short its own wait (0 is a try), when nothing else
     /// stands between it and the key: free here, not owned yet, nobody before it. Once the store has answered that
-    /// somebody else has the key, its own wait counts.
+    /// somebody else has the key, its own wait counts. A try waits for this long even then: the other host may own the key
+    /// with nobody holding it, and gives it up when asked.
     pub claim_patience: Duration,
     /// What local waiters may still get when another host wants the key.
     pub handoff_budget: HandoffBudget,

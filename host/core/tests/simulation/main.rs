@@ -39,7 +39,8 @@ fn histories_keep_the_invariants() {
         assert_eq!(verdict.violation, None);
         return;
     }
-    let sabotage = std::env::var("TURNSTILE_SIM_SABOTAGE").ok().map(|name| Sabotage::named(&name).unwrap()).unwrap_or_default();
+    let sabotage =
+        std::env::var("TURNSTILE_SIM_SABOTAGE").ok().map(|name| Sabotage::named(&name).unwrap()).unwrap_or_default();
     let runs = number_from("TURNSTILE_SIM_RUNS").unwrap_or(RUNS);
     let first = number_from("TURNSTILE_SIM_FIRST").unwrap_or(0);
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();

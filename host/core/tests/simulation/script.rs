@@ -303,7 +303,11 @@ fn mishap(plan: &Plan, kind: Kind, random: &mut Random) -> Mishap {
         Kind::HostDies => {
             let (after_grant, lost_to_store) = (random.range(MS, 100 * MS), random.range(0, 10 * MS));
             let death = Death { after_grant, away: duration / 4, lost_to_store };
-            if random.chance(50) { Mishap::HostDies { host, death } } else { Mishap::HostDiesAfterGrant { host, death } }
+            if random.chance(50) {
+                Mishap::HostDies { host, death }
+            } else {
+                Mishap::HostDiesAfterGrant { host, death }
+            }
         }
         Kind::HostDrains => Mishap::HostDrains { host },
         Kind::StoreAway => {
