@@ -225,12 +225,12 @@ impl Client {
                 self.promised(now, seq, valid);
                 self.granted(now, request, &keys, secret, history);
             }
-            ToClient::Reject { request, .. } => {
+            ToClient::Reject { request } => {
                 if self.requests.get(&request).is_some_and(|known| matches!(known.state, State::Waiting { .. })) {
                     self.end_waiting(request, "rejected", history);
                 }
             }
-            ToClient::Lost { request, .. } => match self.requests.get(&request).map(|known| &known.state) {
+            ToClient::Lost { request } => match self.requests.get(&request).map(|known| &known.state) {
                 Some(State::Holding { .. }) => {
                     self.stop(now, request, history);
                     self.give_back(request, Ending::Unclean);

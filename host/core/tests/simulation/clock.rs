@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use turnstile_core::Instant;
-
 use crate::random::Random;
 
 pub(crate) const MS: u64 = 1_000;
@@ -33,10 +31,6 @@ impl Clock {
     /// What it shows at `true_time`.
     pub(crate) fn shows(&self, true_time: u64) -> u64 {
         self.offset + (u128::from(true_time) * u128::from(self.rate) / 1_000_000) as u64
-    }
-
-    pub(crate) fn instant(&self, true_time: u64) -> Instant {
-        Instant::from_micros(self.shows(true_time))
     }
 
     /// The first true time at which it shows `shown` or more.

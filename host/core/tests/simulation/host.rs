@@ -315,12 +315,12 @@ impl Host {
                 let (request, seq, valid) = (request.0, seq.0, micros(valid));
                 self.send(session, ToClient::Grant { request, keys, secret, seq, valid });
             }
-            Command::Reject { session, request, reason, .. } => {
-                self.send(session, ToClient::Reject { request: request.0, reason });
+            Command::Reject { session, request, .. } => {
+                self.send(session, ToClient::Reject { request: request.0 });
             }
-            Command::Lost { session, request, reason } => {
+            Command::Lost { session, request, .. } => {
                 history.log.count("holds lost");
-                self.send(session, ToClient::Lost { request: request.0, reason });
+                self.send(session, ToClient::Lost { request: request.0 });
             }
             Command::AckHeartbeat { session, seq, valid } => {
                 self.send(session, ToClient::Ack { seq: seq.0, valid: micros(valid) });

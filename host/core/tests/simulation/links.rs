@@ -19,7 +19,7 @@ pub(crate) struct Links {
     /// When each direction of a stream stops delivering.
     cut: BTreeMap<(Stream, bool), u64>,
     /// When the last message of each direction of a stream arrives.
-    last_on_stream: BTreeMap<(Stream, bool), u64>,
+    last_message: BTreeMap<(Stream, bool), u64>,
     /// When the last operation of an incarnation on a key, or its last keepalive, arrives.
     last_operation: BTreeMap<(Incarnation, Option<LockKey>), u64>,
     last_event: BTreeMap<usize, u64>,
@@ -40,7 +40,7 @@ impl Links {
             weather,
             lines: BTreeMap::new(),
             cut: BTreeMap::new(),
-            last_on_stream: BTreeMap::new(),
+            last_message: BTreeMap::new(),
             last_operation: BTreeMap::new(),
             last_event: BTreeMap::new(),
             store_cut: BTreeMap::new(),
@@ -48,11 +48,11 @@ impl Links {
     }
 
     /// When a message sent now arrives, if its stream lives that long.
-    pub(crate) fn on_stream(&mut self, now: u64, stream: Stream, to_host: bool) -> u64 {
+    pub(crate) fn message(&mut self, now: u64, stream: Stream, to_host: bool) -> u64 {
         let line = self.line(Part::Stream { client: stream.0, to_host });
         let hiccup = if line.random.chance(5) { line.random.range(0, 300 * MS) } else { 0 };
         let at = self.through(now, Part::Stream { client: stream.0, to_host }, MS / 10, 5 * MS, hiccup);
-        behind(self.last_on_stream.entry((stream, to_host)).or_default(), at)
+        behind(self.last_message.entry((stream, to_host)).or_default(), at)
     }
 
     /// Whether what arrives now was lost.
@@ -78,19 +78,19 @@ impl Links {
     }
 
     /// When an operation sent now reaches the store. Those on other keys may overtake it.
-    pub(crate) fn to_store(&mut self, now: u64, from: Incarnation, key: Option<&LockKey>) -> u64 {
+    pub(crate) fn operation(&mut self, now: u64, from: Incarnation, key: Option<&LockKey>) -> u64 {
         let at = self.through(now, Part::StoreLink { host: from.of.host, to_store: true }, MS / 2, 10 * MS, 0);
         behind(self.last_operation.entry((from, key.cloned())).or_default(), at)
     }
 
     /// The same, for one that none may overtake.
-    pub(crate) fn to_store_last(&mut self, now: u64, from: Incarnation) -> u64 {
+    pub(crate) fn operation_behind_all(&mut self, now: u64, from: Incarnation) -> u64 {
         let of_incarnation = self.last_operation.iter().filter(|((of, _), _)| *of == from);
         let mut last = of_incarnation.map(|(_, at)| *at).max().unwrap_or(0);
-        behind(&mut last, self.to_store(now, from, None))
+        behind(&mut last, self.operation(now, from, None))
     }
 
-    pub(crate) fn from_store(&mut self, now: u64, host: usize) -> u64 {
+    pub(crate) fn event(&mut self, now: u64, host: usize) -> u64 {
         let at = self.through(now, Part::StoreLink { host, to_store: false }, MS / 2, 10 * MS, 0);
         behind(self.last_event.entry(host).or_default(), at)
     }

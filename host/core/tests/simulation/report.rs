@@ -39,8 +39,12 @@ pub(crate) fn shrunk(case: &Case, violation: &Violation, sabotage: Sabotage) -> 
 /// The whole of it.
 pub(crate) fn failure(case: &Case, violation: &Violation, sabotage: Sabotage) -> String {
     let small = shrunk(case, violation, sabotage);
+    let broken = match sabotage {
+        Sabotage::Nothing => String::new(),
+        sabotage => format!("TURNSTILE_SIM_SABOTAGE='{sabotage:?}' "),
+    };
     let command = |case: &Case| {
-        format!("{CASE}='{case}' cargo test -p turnstile-core --test simulation histories -- --nocapture")
+        format!("{broken}{CASE}='{case}' cargo test -p turnstile-core --test simulation histories -- --nocapture")
     };
     format!(
         "seed {}: {violation}\nreplay: {}\n\nshrunk, without heartbeats and their answers:\n{}\n{}\nreplay: {}\n",

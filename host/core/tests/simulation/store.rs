@@ -234,7 +234,7 @@ impl Store {
         if record.owner == Some(from) {
             record.lock_delay = record.lock_delay.max(lock_delay);
             // Some stores raise it each time.
-            let keeps = record.answered.is_some() && (claim.0 % 2 == 0 || record.answered == Some(claim));
+            let keeps = record.answered.is_some() && (claim.0.is_multiple_of(2) || record.answered == Some(claim));
             record.epoch += u64::from(new_epoch || !keeps);
             (record.answered, record.told) = (Some(claim), true);
             let (epoch, lock_delay) = (record.epoch, record.lock_delay);
@@ -255,7 +255,7 @@ impl Store {
         if record.owner == owner && owner.is_some() {
             self.events.push_back((from, Event::Queued { key: key.clone(), claim }));
             self.queued += 1;
-            if self.sabotage == Sabotage::PlaceForgotten && self.queued % 3 == 0 {
+            if self.sabotage == Sabotage::PlaceForgotten && self.queued.is_multiple_of(3) {
                 record.queue.retain(|(waiting, ..)| *waiting != from);
             }
         }

@@ -1,6 +1,6 @@
 //! What clients and hosts say to each other, and how it is addressed.
 
-use turnstile_core::{Acquire, Ending, HolderSecret, KeyGrant, LostReason, RejectReason, Resume, SmallVec};
+use turnstile_core::{Acquire, Ending, HolderSecret, KeyGrant, Resume, SmallVec};
 
 /// A client's stream: the client, and which of its streams.
 pub(crate) type Stream = (usize, u64);
@@ -27,8 +27,8 @@ pub(crate) enum ToHost {
 pub(crate) enum ToClient {
     Welcome { session: SessionName, resumed: bool },
     Grant { request: u64, keys: SmallVec<[KeyGrant; 1]>, secret: Option<HolderSecret>, seq: u64, valid: u64 },
-    Reject { request: u64, reason: RejectReason },
-    Lost { request: u64, reason: LostReason },
+    Reject { request: u64 },
+    Lost { request: u64 },
     Ack { seq: u64, valid: u64 },
 }
 

@@ -179,7 +179,7 @@ impl World {
             }
         }
         while let Some((to, event)) = self.store.events.pop_front() {
-            let at = self.links.from_store(self.now, to.of.host);
+            let at = self.links.event(self.now, to.of.host);
             self.schedule_at(at, Event::FromStore(to, event));
         }
     }
@@ -321,11 +321,11 @@ impl World {
                     let run = self.hosts[host].process.run;
                     self.schedule(death.after_grant, Event::Dies(run, death));
                 }
-                let at = self.links.on_stream(self.now, stream, false);
+                let at = self.links.message(self.now, stream, false);
                 self.schedule_at(at, Event::ToClient(stream, message));
             }
             host::Out::Close(stream) => {
-                let at = self.links.on_stream(self.now, stream, false);
+                let at = self.links.message(self.now, stream, false);
                 self.schedule_at(at, Event::ClientSeesEnd(stream));
             }
             host::Out::Store(operation) => self.send_to_store(host, operation),
@@ -347,8 +347,8 @@ impl World {
             Operation::KeepAlive { .. } | Operation::EndLease => None,
         };
         let at = match operation {
-            Operation::EndLease => self.links.to_store_last(self.now, from),
-            _ => self.links.to_store(self.now, from, key),
+            Operation::EndLease => self.links.operation_behind_all(self.now, from),
+            _ => self.links.operation(self.now, from, key),
         };
         self.schedule_at(at, Event::AtStore(from, operation));
     }
@@ -409,7 +409,7 @@ impl World {
     fn carry_out_client(&mut self, client: usize, out: client::Out) {
         match out {
             client::Out::Send { generation, message } => {
-                let at = self.links.on_stream(self.now, (client, generation), true);
+                let at = self.links.message(self.now, (client, generation), true);
                 self.schedule_at(at, Event::ToHost((client, generation), message));
             }
             client::Out::Work { request, ask, duration, secret } => {
