@@ -188,6 +188,9 @@ fn read_limits(section: &mut Section<'_>, engine: &mut turnstile_core::Config) -
     engine.waiters_max = section.count("waiters", engine.waiters_max, 1..=100_000_000);
     engine.waiters_per_session_max =
         section.count("waiters_per_session", engine.waiters_per_session_max, 1..=10_000_000);
+    // A Resume lists no more.
+    engine.holds_per_session_max = section.count("holds_per_session", engine.holds_per_session_max, 1..=65_536);
+    engine.joins_per_hold_max = section.count("joins_per_hold", engine.joins_per_hold_max, 1..=10_000);
     engine.waiters_per_key_max = section.count("waiters_per_key", engine.waiters_per_key_max, 1..=10_000_000);
     engine.keys_max = section.count("keys", engine.keys_max, 1..=100_000_000);
     engine.wait_max = section.duration("wait", engine.wait_max, Duration::ZERO..=24 * HOUR);

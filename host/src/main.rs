@@ -84,6 +84,8 @@ A configuration file with every field at its default:
   waiters = 1000000                # of all sessions and keys
   waiters_per_session = 10000
   waiters_per_key = 10000
+  holds_per_session = 32768
+  joins_per_hold = 256             # requests that have joined one hold, or wait to (reentrant rules)
   keys = 1000000
   wait = \"10m\"
   hold = \"1h\"

@@ -76,9 +76,12 @@ impl Engine {
 
     fn look_at_bounds(&self, session: SessionId) -> Admission {
         let refused = |reason| Ok(Err(Refusal(reason, None)));
+        let known = self.sessions.get(session)?;
         if self.phase != Phase::Serving {
             refused(RejectReason::Draining)
-        } else if self.sessions.get(session)?.waiters >= self.config.waiters_per_session_max {
+        } else if known.waiters >= self.config.waiters_per_session_max
+            || known.requests.len() - known.waiters >= self.config.holds_per_session_max
+        {
             refused(RejectReason::SessionFull)
         } else if self.requests.waiters() >= self.config.waiters_max {
             refused(RejectReason::QueueFull)
@@ -256,6 +259,10 @@ impl Engine {
     /// What the family says to one more who would join it.
     fn look_at_family(&self, secret: HolderSecret, uses: &mut Uses) -> Step<Result<Joining, RejectReason>> {
         let Some(index) = self.families.find(secret) else { return Ok(Err(RejectReason::NoSuchHold)) };
+        let family = self.families.get(index)?;
+        if family.members.len() + family.waiting.len() > self.config.joins_per_hold_max {
+            return Ok(Err(RejectReason::QueueFull));
+        }
         let bonds = self.bonds(index)?;
         if !bonds.iter().any(|bond| bond.live) {
             return Ok(Err(RejectReason::NoSuchHold));

@@ -99,6 +99,8 @@ impl Engine {
     fn check_families(&self) {
         for (index, family) in self.families.iter() {
             assert!(!family.members.is_empty(), "I6: a family without members");
+            let joined = family.members.len() + family.waiting.len();
+            assert!(joined <= self.config.joins_per_hold_max + 1, "I7: too many join a hold");
             for member in family.members.iter().chain(&family.waiting) {
                 let request = self.requests.get(*member).expect("I6: a member is no request");
                 assert!(matches!(request.kin, Kin::Of(of) if of == index), "I6: a member is of another family");

@@ -13,6 +13,10 @@ pub struct Config {
     pub waiters_max: usize,
     /// Waiters of one session at once (I7).
     pub waiters_per_session_max: usize,
+    /// Holds of one session at once (I7); a session that resumes must be able to list them.
+    pub holds_per_session_max: usize,
+    /// Requests at once that have joined one hold, or wait to (I7).
+    pub joins_per_hold_max: usize,
     /// Waiters of one key at once, besides those that join its hold: a full queue must not turn those away, for which the
     /// hold may be waiting. They are bounded by session, and as a whole (I7).
     pub waiters_per_key_max: usize,
@@ -51,6 +55,8 @@ impl Default for Config {
             sessions_max: 10_000,
             waiters_max: 1_000_000,
             waiters_per_session_max: 10_000,
+            holds_per_session_max: 32_768,
+            joins_per_hold_max: 256,
             waiters_per_key_max: 10_000,
             keys_max: 1_000_000,
             wait_max: Duration::from_secs(600),

@@ -345,7 +345,11 @@ impl Engine {
     fn claim(&mut self, index: KeyIndex) -> Step {
         let claim = self.next_claim();
         let key = self.keys.get(index)?;
-        let lock_delay = key.queue.as_ref().map_or(Duration::ZERO, |queue| queue.lock_delay);
+        let mut lock_delay = key.queue.as_ref().map_or(Duration::ZERO, |queue| queue.lock_delay);
+        // Holds from before the key was lost may still end uncleanly.
+        for holder in key.holders.iter() {
+            lock_delay = lock_delay.max(self.requests.get(holder)?.lock_delay);
+        }
         let name = key.name.clone();
         self.keys.set_ownership(index, Ownership::Claiming { claim, asked: lock_delay, queued: false })?;
         self.emit(Command::ClaimOwnership { key: name, claim, lock_delay, new_epoch: false });

@@ -19,13 +19,19 @@ pub(crate) struct Entry {
     pub(crate) is_try: bool,
 }
 
+/// Some of them, in the order of their coming.
+#[derive(Debug, Default)]
+struct Line {
+    live: BTreeMap<Ticket, Entry>,
+    passed_over: BTreeMap<Ticket, Entry>,
+}
+
 /// The waiters of a key.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    live: BTreeMap<Ticket, Entry>,
-    passed_over: BTreeMap<Ticket, Entry>,
-    /// Live ones whose family has the key already: they wait for the store or the lease, and for nobody's turn.
-    joining: BTreeMap<Ticket, Entry>,
+    line: Line,
+    /// Those whose family has the key already: they wait for the store or the lease, and for nobody's turn.
+    joining: Line,
     tries: BTreeMap<Ticket, RequestIndex>,
     /// The largest lock delay asked for since the queue was last empty.
     pub(crate) lock_delay: Duration,
@@ -36,12 +42,12 @@ pub(crate) struct Queue {
 
 impl Queue {
     pub(crate) fn len(&self) -> usize {
-        self.live.len() + self.passed_over.len() + self.joining.len()
+        self.line.len() + self.joining.len()
     }
 
     /// How many take turns.
     pub(crate) fn in_line_len(&self) -> usize {
-        self.live.len() + self.passed_over.len()
+        self.line.len()
     }
 
     pub(crate) fn push(&mut self, entry: Entry, place: Place, lock_delay: Duration) {
@@ -64,19 +70,20 @@ impl Queue {
     }
 
     pub(crate) fn first_live(&self) -> Option<RequestIndex> {
-        self.live.first_key_value().map(|(_, entry)| entry.request)
+        self.line.live.first_key_value().map(|(_, entry)| entry.request)
     }
 
     pub(crate) fn last_live(&self) -> Option<RequestIndex> {
-        self.live.last_key_value().map(|(_, entry)| entry.request)
+        self.line.live.last_key_value().map(|(_, entry)| entry.request)
     }
 
     pub(crate) fn first_try(&self) -> Option<RequestIndex> {
         self.tries.first_key_value().map(|(_, request)| *request)
     }
 
+    /// Those who join, and whose session is there.
     pub(crate) fn joining(&self) -> impl Iterator<Item = RequestIndex> {
-        self.joining.values().map(|entry| entry.request)
+        self.joining.live.values().map(|entry| entry.request)
     }
 
     /// The first of all, whether its turn can come or not.
@@ -86,11 +93,39 @@ impl Queue {
 
     /// All of them: those who join, and then in the order of their coming, whether their turn can come or not.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.joining.values().chain(self.in_line())
+        self.joining.iter().chain(self.line.iter())
     }
 
     /// Those who take turns, in the order of their coming, whether their turn can come or not.
     pub(crate) fn in_line(&self) -> impl Iterator<Item = &Entry> {
+        self.line.iter()
+    }
+
+    #[cfg(any(test, debug_assertions, feature = "mutations"))]
+    pub(crate) fn has(&self, entry: Entry, place: Place) -> bool {
+        let line = if entry.part == Part::Joins { &self.joining } else { &self.line };
+        let side = if place == Place::Live { &line.live } else { &line.passed_over };
+        side.get(&entry.ticket) == Some(&entry) && self.tries.contains_key(&entry.ticket) == entry.is_try
+    }
+
+    fn side(&mut self, part: Part, place: Place) -> &mut BTreeMap<Ticket, Entry> {
+        let line = match part {
+            Part::Bears => &mut self.line,
+            Part::Joins => &mut self.joining,
+        };
+        match place {
+            Place::Live => &mut line.live,
+            Place::PassedOver => &mut line.passed_over,
+        }
+    }
+}
+
+impl Line {
+    fn len(&self) -> usize {
+        self.live.len() + self.passed_over.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Entry> {
         let mut sides = [self.live.values().peekable(), self.passed_over.values().peekable()];
         core::iter::from_fn(move || {
             let [live, passed_over] = &mut sides;
@@ -100,23 +135,5 @@ impl Queue {
                 (None, _) => passed_over.next(),
             }
         })
-    }
-
-    #[cfg(any(test, debug_assertions, feature = "mutations"))]
-    pub(crate) fn has(&self, entry: Entry, place: Place) -> bool {
-        let side = match (place, entry.part) {
-            (Place::Live, Part::Bears) => &self.live,
-            (Place::Live, Part::Joins) => &self.joining,
-            (Place::PassedOver, _) => &self.passed_over,
-        };
-        side.get(&entry.ticket) == Some(&entry) && self.tries.contains_key(&entry.ticket) == entry.is_try
-    }
-
-    fn side(&mut self, part: Part, place: Place) -> &mut BTreeMap<Ticket, Entry> {
-        match (place, part) {
-            (Place::Live, Part::Bears) => &mut self.live,
-            (Place::Live, Part::Joins) => &mut self.joining,
-            (Place::PassedOver, _) => &mut self.passed_over,
-        }
     }
 }

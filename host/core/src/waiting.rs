@@ -8,7 +8,7 @@ use crate::keys::{Key, KeyIndex, Ownership};
 use crate::mutation::Mutation;
 use crate::promise::Lease;
 use crate::queue::Entry;
-use crate::requests::{KeyUse, Patience, Place, Request, RequestIndex, Stage, Waiting};
+use crate::requests::{KeyUse, Part, Patience, Place, Request, RequestIndex, Stage, Waiting};
 use crate::timers::Timer;
 use crate::{Ending, Engine, HolderId, Instant, RejectReason, RequestId, SessionId};
 
@@ -73,7 +73,10 @@ impl Engine {
             return self.pump_all(&request);
         }
         let request = self.requests.get(index)?;
-        let reason = self.timeout_reason(self.keys.get(request.frontier()?.key)?, request);
+        let used = request.frontier()?;
+        let key = self.keys.get(used.key)?;
+        let may_hold = used.part == Part::Joins || key.admits(used.mode);
+        let reason = self.timeout_reason(key, request, may_hold);
         self.answer_waiter(index, reason)
     }
 
@@ -166,15 +169,14 @@ impl Engine {
         Ok(())
     }
 
-    fn timeout_reason(&self, key: &Key, request: &Request) -> RejectReason {
+    fn timeout_reason(&self, key: &Key, request: &Request, may_hold: bool) -> RejectReason {
         let is_try = matches!(request.stage, Stage::Waiting(Waiting { patience: Patience::Try, .. }));
         let lease_good = matches!(self.lease, Lease::Until(until) if self.now < until);
         let store_to_blame = match &key.ownership {
             Ownership::Owned(owned) if owned.next_token().is_none() => return RejectReason::TokensExhausted,
-            // Free and ours, and still no grant: the lease or the record lags behind.
-            Ownership::Owned(owned) => {
-                is_try || (key.is_free() && (!lease_good || request.lock_delay > owned.lock_delay))
-            }
+            Ownership::Owned(_) if is_try && !may_hold => return RejectReason::Conflict,
+            // Ours, and nobody in the way, and still no grant: the lease or the record lags behind.
+            Ownership::Owned(owned) => is_try || (may_hold && (!lease_good || request.lock_delay > owned.lock_delay)),
             Ownership::Claiming { queued: true, .. } if is_try => return RejectReason::Conflict,
             Ownership::Claiming { queued: true, .. } => false,
             Ownership::Claiming { queued: false, .. } | Ownership::None => {

@@ -373,3 +373,21 @@ fn who_waits_to_join_the_hold_takes_no_turn() {
     let fast = Acquire { wait: ms(200), fail_fast: true, ..wants(3) };
     assert_eq!(bench.acquire(6, fast), []);
 }
+
+#[test]
+fn the_store_is_to_blame_if_only_the_record_of_a_shared_key_lags_behind() {
+    let mut bench = Bench::ready(2);
+    bench.acquire(1, wants_as(2, SHARED));
+    let raises = Acquire { lock_delay: DELAY * 2, wait: ms(500), ..wants_as(1, SHARED) };
+    assert_eq!(bench.acquire(2, raises), [claim_with("k", 2, DELAY * 2, false)]);
+    assert_eq!(bench.until(500), [reject(2, 1, RejectReason::StoreUnavailable)]);
+}
+
+#[test]
+fn a_key_that_is_claimed_again_covers_the_holds_from_before() {
+    let mut bench = Bench::ready(2);
+    bench.acquire(1, wants(2));
+    let gone = Input::OwnershipLost { key: key("k") };
+    bench.acquire(2, Acquire { lock_delay: ms(1), ..wants(1) });
+    assert_eq!(bench.give(gone), [lost(1, 2, turnstile_core::LostReason::Lease), claim_with("k", 2, DELAY, false)]);
+}
