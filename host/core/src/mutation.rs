@@ -10,7 +10,7 @@ pub enum Mutation {
     EndBeforePromise,
     /// Validities are not cut to the lease.
     LeaseIgnored,
-    /// A grant does not wait until the store remembers its lock delay.
+    /// The store is not asked to remember a larger lock delay, and no grant waits for that.
     LockDelayNotRaised,
     /// Every answer of the store starts the token sequence anew, and nobody looks.
     SequenceReset,

@@ -217,7 +217,8 @@ impl Engine {
         }
         if owned.pending.is_none() {
             let new_epoch = owned.wants_epoch();
-            if new_epoch || key.queue.as_ref().is_some_and(|queue| queue.lock_delay > owned.asked) {
+            let larger = key.queue.as_ref().is_some_and(|queue| queue.lock_delay > owned.asked);
+            if new_epoch || (larger && !self.mutated(Mutation::LockDelayNotRaised)) {
                 return Ok(KeyStep::Raise { new_epoch });
             }
         }
