@@ -67,7 +67,7 @@ const MUTANTS: &[(Sabotage, &str)] = &[
 ];
 
 /// Each must be caught within so many runs.
-const RUNS: u64 = 2_000;
+const RUNS: u64 = 4_000;
 
 impl Sabotage {
     /// As in the list, such as `Engine(NoLockDelay)`.

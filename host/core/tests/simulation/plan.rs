@@ -150,6 +150,8 @@ fn config(random: &mut Random, lock_delay_max: u64) -> Config {
         idle_ownership: Duration::from_millis(random.pick(&[0, 200, 5_000])),
         waiters_per_key_max: random.pick(&[3, 100, 100, 100]),
         waiters_per_session_max: random.pick(&[3, 100, 100, 100]),
+        holds_per_session_max: random.pick(&[2, 100, 100, 100]),
+        joins_per_hold_max: random.pick(&[1, 100, 100, 100]),
         keys_max: random.pick(&[2, 100, 100, 100]),
         sessions_max: random.pick(&[5, 100]),
         lock_delay_max: Duration::from_micros(lock_delay_max),

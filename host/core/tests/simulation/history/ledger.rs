@@ -56,8 +56,8 @@ pub(super) struct Entry {
     pub(super) order: u64,
     /// When its own wait ends.
     pub(super) deadline: u64,
-    /// The largest number of others that surely queued for one of its keys when it came, if that is known.
-    pub(super) queue_before: usize,
+    /// The bound that was surely reached already when it came.
+    pub(super) excess: Option<&'static str>,
     pub(super) stage: Stage,
 }
 
@@ -138,7 +138,7 @@ impl Ledger {
             Input::Acquire { session, acquire } => {
                 let holder = HolderId { session: *session, request: acquire.request };
                 self.enter(holder, acquire);
-                self.note_queues(holder);
+                self.note_excess(holder);
             }
             Input::Cancel { session, request } | Input::Release { session, request, .. } => {
                 self.leave(HolderId { session: *session, request: *request });
@@ -238,7 +238,7 @@ impl Ledger {
             joins,
             order: self.last_order,
             deadline: self.now + micros(acquire.wait.min(self.bounds.wait_max)),
-            queue_before: 0,
+            excess: None,
             stage: Stage::Waiting { further: 0 },
         };
         self.entries.insert(holder, entry);
@@ -294,6 +294,11 @@ impl Entry {
 
     pub(super) fn waits(&self) -> bool {
         matches!(self.stage, Stage::Waiting { .. })
+    }
+
+    /// It was not told that its hold is lost.
+    pub(super) fn surely_holds(&self) -> bool {
+        matches!(self.stage, Stage::Held { lost: false, .. })
     }
 
     pub(super) fn joins(&self, key: &LockKey) -> bool {

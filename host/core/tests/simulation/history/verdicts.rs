@@ -1,7 +1,5 @@
 //! I4, I5 and I7: whether one host was allowed to say what it said, by its ledger.
 
-use std::collections::BTreeMap;
-
 use turnstile_core::{HolderId, HolderSecret, LockKey, RejectReason, SessionId};
 
 use super::families::covers;
@@ -151,10 +149,11 @@ impl Ledger {
                 entry.wait == 0 || entry.joins.as_ref().is_some_and(|joining| joining.out_of_order)
             }
             RejectReason::WaitTimeout => self.now >= entry.deadline,
-            RejectReason::QueueFull => self.may_be_full(entry),
+            RejectReason::QueueFull => self.may_be_full(entry) || self.may_be_joined_by_many(holder, entry),
             RejectReason::SessionFull => {
-                let others = self.entries.iter().filter(|(other, of)| other.session == holder.session && of.waits());
-                others.count() > self.bounds.waiters_per_session_max
+                let own = || self.entries.iter().filter(|(other, _)| other.session == holder.session);
+                own().filter(|(_, of)| of.waits()).count() > self.bounds.waiters_per_session_max
+                    || own().filter(|(_, of)| !of.waits()).count() >= self.bounds.holds_per_session_max
             }
             RejectReason::KeysFull => self.bounds.keys_max < 100,
             RejectReason::StoreUnavailable => true,
@@ -180,6 +179,13 @@ impl Ledger {
         entry.queues.iter().any(|key| waiting(key) >= bound)
     }
 
+    fn may_be_joined_by_many(&self, holder: HolderId, entry: &Entry) -> bool {
+        entry.joins.as_ref().is_some_and(|joining| {
+            let members = self.families.get(joining.secret).map_or(0, |family| family.members.len());
+            members + self.waiting_to_join(joining.secret, holder) > self.bounds.joins_per_hold_max
+        })
+    }
+
     fn may_be_over(&self, entry: &Entry) -> bool {
         let Some(joining) = &entry.joins else { return false };
         let Some(family) = self.families.get(joining.secret) else { return true };
@@ -197,39 +203,55 @@ impl Ledger {
         })
     }
 
-    /// How many others surely queued for its keys when it came.
-    pub(super) fn note_queues(&mut self, holder: HolderId) {
+    /// Finds out whether a request that comes must be refused because there are too many others.
+    pub(super) fn note_excess(&mut self, holder: HolderId) {
         let Some(entry) = self.entries.get(&holder) else { return };
+        let others =
+            || self.entries.iter().filter(|(other, _)| **other != holder).map(|(other, of)| (other.session, of));
+        let own = || others().filter(|(session, _)| *session == holder.session).map(|(_, of)| of);
         let queue = |key: &LockKey| {
-            let others =
-                self.entries.iter().filter(|(other, of)| **other != holder && of.waits() && of.joins.is_none());
-            others.filter(|(_, of)| of.queues.first() == Some(key)).count()
+            let first = others().filter(|(_, of)| of.waits() && of.joins.is_none() && of.queues.first() == Some(key));
+            first.count()
         };
         let longest = entry.queues.iter().filter(|key| !entry.joins(key)).map(queue).max().unwrap_or(0);
+        let bounds = &self.bounds;
+        let excess = if longest >= entry.queue_max.min(bounds.waiters_per_key_max) {
+            Some("I7 queue")
+        } else if own().filter(|of| of.waits()).count() >= bounds.waiters_per_session_max {
+            Some("I7 waiters of a session")
+        } else if own().filter(|of| of.surely_holds()).count() >= bounds.holds_per_session_max {
+            Some("I7 holds of a session")
+        } else if entry.joins.as_ref().is_some_and(|joining| {
+            let family = self.families.get(joining.secret);
+            let members = family.map_or(0, |family| family.members.values().filter(|member| member.sure).count());
+            members + self.waiting_to_join(joining.secret, holder) > bounds.joins_per_hold_max
+        }) {
+            Some("I7 joins of a hold")
+        } else {
+            None
+        };
         if let Some(entry) = self.entries.get_mut(&holder) {
-            entry.queue_before = longest;
+            entry.excess = excess;
         }
+    }
+
+    /// Others that wait to join the hold of this secret.
+    fn waiting_to_join(&self, secret: HolderSecret, but: HolderId) -> usize {
+        let waiting = self.entries.iter().filter(|(other, of)| **other != but && of.waits());
+        waiting.filter(|(_, of)| of.joins.as_ref().is_some_and(|joining| joining.secret == secret)).count()
     }
 
     /// I7, and hold limits.
     pub(super) fn judge_bounds(&self, log: &mut Log) {
-        let mut waiting: BTreeMap<SessionId, usize> = BTreeMap::new();
         for (holder, entry) in &self.entries {
-            match entry.stage {
-                Stage::Waiting { .. } => {
-                    *waiting.entry(holder.session).or_default() += 1;
-                    if entry.queue_before >= entry.queue_max.min(self.bounds.waiters_per_key_max) {
-                        log.violate("I7 queue", format!("{holder:?} behind {}", entry.queue_before));
-                    }
-                }
-                Stage::Held { limit, lost: false, .. } if limit <= self.looked_at => {
-                    log.violate("I5 held beyond its limit", format!("{holder:?} until {limit}"));
-                }
-                Stage::Held { .. } => {}
+            if let Some(excess) = entry.excess {
+                log.violate(excess, format!("{holder:?} was let in"));
             }
-        }
-        if waiting.values().any(|count| *count > self.bounds.waiters_per_session_max) {
-            log.violate("I7 waiters of a session", format!("{waiting:?}"));
+            if let Stage::Held { limit, lost: false, .. } = entry.stage
+                && limit <= self.looked_at
+            {
+                log.violate("I5 held beyond its limit", format!("{holder:?} until {limit}"));
+            }
         }
     }
 
