@@ -9,6 +9,7 @@ use slab::Slab;
 
 use crate::fault::{Fault, Step};
 use crate::keys::KeyIndex;
+use crate::mutation::Mutation;
 use crate::requests::{KeyUse, Part, Request, RequestIndex, Stage};
 use crate::{Engine, HolderSecret, Instant, Mode, RejectReason, Token};
 
@@ -154,7 +155,8 @@ impl Engine {
 
     /// What who wants to use this key may join.
     pub(crate) fn bond_for(&self, family: FamilyIndex, wanted: &KeyUse) -> Step<Option<Bond>> {
-        let fits = |bond: &Bond| bond.key == wanted.key && bond.live && bond.covers(wanted.mode);
+        let upgrades = self.mutated(Mutation::UpgradeJoined);
+        let fits = |bond: &Bond| bond.key == wanted.key && bond.live && (bond.covers(wanted.mode) || upgrades);
         Ok(self.bonds(family)?.into_iter().find(fits))
     }
 
@@ -170,7 +172,10 @@ impl Engine {
         self.families.get_mut(family)?.members.remove(&index);
         for used in &request.uses {
             let token = used.token.ok_or(Fault::Broken("a hold without a token"))?;
-            let others = self.users_of(family, used.key, token)?;
+            let mut others = self.users_of(family, used.key, token)?;
+            if used.part == Part::Joins && self.mutated(Mutation::JoinCountedTwice) {
+                others.clear();
+            }
             let unclean = &mut self.families.get_mut(family)?.unclean;
             match others.first() {
                 None => {
