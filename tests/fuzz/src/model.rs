@@ -318,14 +318,23 @@ impl Model {
                 assert!(key.claim.is_none(), "two claims are on their way at once: {key:?}");
                 key.claim = Some(*claim);
             }
-            Command::YieldOwnership { key } => {
-                let key = self.keys.entry(key.clone()).or_default();
-                (key.owned, key.claim) = (false, None);
-            }
+            Command::YieldOwnership { key } => self.give_up(key),
             Command::Drained => {
                 assert!(self.draining && self.keys.values().all(|key| !key.owned), "drained, and owns a key");
             }
         }
+    }
+
+    fn give_up(&mut self, name: &LockKey) {
+        let now = self.now;
+        let key = self.keys.entry(name.clone()).or_default();
+        if key.owned {
+            // Its next owner knows nothing of what is held here.
+            let counts = |hold: &Hold| hold.counts_until() > now && hold.of_key(name).next().is_some();
+            let in_use = key.not_before > now || self.holds.iter().any(counts);
+            assert!(!in_use, "I1: {name} is given up although it is held, or in quarantine");
+        }
+        (key.owned, key.claim) = (false, None);
     }
 
     /// Until when the client will believe (I3).

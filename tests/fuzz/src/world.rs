@@ -20,7 +20,7 @@ const MUTATION: &str = "TURNSTILE_FUZZ_MUTATION";
 static TELLS: LazyLock<bool> = LazyLock::new(|| std::env::var_os(TELL).is_some());
 
 /// The mutations that the model or [`Engine::check`] can see.
-const MUTATIONS: [Mutation; 10] = [
+const MUTATIONS: [Mutation; 20] = [
     Mutation::NoLockDelay,
     Mutation::EndBeforePromise,
     Mutation::LeaseIgnored,
@@ -31,6 +31,16 @@ const MUTATIONS: [Mutation; 10] = [
     Mutation::SessionCutShort,
     Mutation::TimeoutNotTold,
     Mutation::PredecessorIgnored,
+    Mutation::YieldInQuarantine,
+    Mutation::EvictInQuarantine,
+    Mutation::PlacesForgotten,
+    Mutation::LimitMiscounted,
+    Mutation::SharedBesideExclusive,
+    Mutation::LingeringForgotten,
+    Mutation::PartGranted,
+    Mutation::JoinCountedTwice,
+    Mutation::UpgradeJoined,
+    Mutation::BarrierTooHigh,
 ];
 
 static MUTATED: LazyLock<Option<Mutation>> = LazyLock::new(|| {

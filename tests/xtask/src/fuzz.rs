@@ -18,8 +18,9 @@ pub(crate) const MANIFEST: &str = "tests/fuzz/Cargo.toml";
 
 const TARGETS: [&str; 3] = ["session", "rules", "engine"];
 
-/// Faults put into the engine on purpose, of which its target must find each.
-const MUTATIONS: [&str; 10] = [
+/// Faults put into the engine on purpose, of which its target must find each (turnstile_core's `Mutation`; the others
+/// break no rule that the target knows).
+const MUTATIONS: [&str; 20] = [
     "NoLockDelay",
     "EndBeforePromise",
     "LeaseIgnored",
@@ -30,9 +31,20 @@ const MUTATIONS: [&str; 10] = [
     "SessionCutShort",
     "TimeoutNotTold",
     "PredecessorIgnored",
+    "YieldInQuarantine",
+    "EvictInQuarantine",
+    "PlacesForgotten",
+    "LimitMiscounted",
+    "SharedBesideExclusive",
+    "LingeringForgotten",
+    "PartGranted",
+    "JoinCountedTwice",
+    "UpgradeJoined",
+    "BarrierTooHigh",
 ];
 
-/// How long the target may look for such a fault. It begins with the inputs that it has collected before.
+/// How long the target may look for such a fault, if the input that found it once does not find it any more: that
+/// happens when the operations change. It begins with the inputs that it has collected before.
 const MUTATION_SECONDS: u32 = 120;
 
 /// A longer input says nothing that a shorter one cannot.
@@ -175,7 +187,9 @@ fn fuzz(layout: &Layout, target: &str, seconds: u32) -> Result<((), Done), Failu
     run.env("TURNSTILE_FUZZ_SEEDS", &corpus).arg(format!("-artifact_prefix={}/{target}-", found.display()));
     run.args([format!("-max_total_time={seconds}"), format!("-timeout={INPUT_SECONDS_MAX}")]);
     let name = format!("fuzz-{target}");
-    match quietly(layout, &name, bounded(&mut run).arg(&corpus)) {
+    let command = bounded(&mut run).arg(&corpus);
+    let seeds = Some(seeds(layout, target)).filter(|seeds| seeds.is_dir());
+    match quietly(layout, &name, command.args(seeds)) {
         Ok(()) => Ok(((), Done::Note(runs(layout, &name)))),
         Err(failure) => match files(&found).into_iter().find(|file| !before.contains(file)) {
             Some(input) => Err(find(layout, target, &input)),
@@ -203,23 +217,38 @@ fn replay(layout: &Layout, target: &str, input: &Path) -> Result<Command, Failur
 
 /// The engine's target must fail on an engine with this fault.
 fn bites(layout: &Layout, mutation: &str) -> Result<(), Failure> {
-    let mut run = program(layout, "engine")?;
-    let corpus = corpus(layout, "engine")?;
-    // What it adds to the corpus, and the input that it fails on, are of no use later.
-    let aside = made(layout.parts().join("fuzz/mutated"))?;
-    run.env("TURNSTILE_FUZZ_MUTATION", mutation).env("RUST_BACKTRACE", "0");
-    run.arg(format!("-artifact_prefix={}/", aside.display())).arg(format!("-max_total_time={MUTATION_SECONDS}"));
-    let command = bounded(&mut run).arg(&aside).arg(&corpus);
     let name = format!("fuzz-{mutation}");
+    let seed = seeds(layout, "engine").join(mutation);
+    let mut once = mutated(layout, mutation)?;
+    let found = quietly(layout, &name, once.arg(&seed)).is_err() && log(layout, &name).contains(PANIC);
+    if found {
+        return Ok(());
+    }
+    // What it adds to the corpus is of no use later.
+    let aside = made(layout.parts().join("fuzz/mutated"))?;
+    let input = layout.parts().join("fuzz").join(mutation);
+    let mut run = mutated(layout, mutation)?;
+    run.arg(format!("-exact_artifact_path={}", input.display())).arg(format!("-max_total_time={MUTATION_SECONDS}"));
+    let command = bounded(&mut run).arg(&aside).arg(corpus(layout, "engine")?);
     let passed = quietly(layout, &name, command).is_ok();
     fs::remove_dir_all(&aside).map_err(Failure::io(format!("removing {}", aside.display())))?;
-    let log = log(layout, &name);
-    if passed || !log.contains("panicked at") {
+    if passed || !log(layout, &name).contains(PANIC) {
         let command = shown(command);
         return Err(Failure::new(format!("the engine's fuzz target misses the fault {mutation}"))
             .advise(format!("`{command}` must fail: is the rule checked that it breaks? (tests/fuzz/src/model.rs)")));
     }
+    println!("\n      {mutation} was found anew: keep {} as {}", layout.short(&input), layout.short(&seed));
     Ok(())
+}
+
+/// How a check of ours fails.
+const PANIC: &str = "panicked at";
+
+/// The engine's target on an engine with this fault.
+fn mutated(layout: &Layout, mutation: &str) -> Result<Command, Failure> {
+    let mut mutated = program(layout, "engine")?;
+    mutated.env("TURNSTILE_FUZZ_MUTATION", mutation).env("RUST_BACKTRACE", "0");
+    Ok(mutated)
 }
 
 fn bounded(command: &mut Command) -> &mut Command {
@@ -239,6 +268,11 @@ fn program(layout: &Layout, target: &str) -> Result<Command, Failure> {
 /// The inputs of a target that lead to new places, kept from run to run.
 fn corpus(layout: &Layout, target: &str) -> Result<PathBuf, Failure> {
     made(layout.parts().join("fuzz/corpus").join(target))
+}
+
+/// Inputs that the repository keeps.
+fn seeds(layout: &Layout, target: &str) -> PathBuf {
+    layout.root().join("tests/fuzz/seeds").join(target)
 }
 
 fn tools(layout: &Layout) -> PathBuf {
