@@ -204,7 +204,9 @@ impl Store {
     pub(crate) fn tamper(&mut self, now: u64, key: &LockKey) {
         let Some(record) = self.records.get_mut(key) else { return };
         let Some(owner) = record.owner.take() else { return };
-        record.taken_from = Some((owner, now + self.lease_ttl + record.lock_delay));
+        // What an earlier record remembered of that owner is not forgotten with this one.
+        let before = record.taken_from.map_or(0, |(_, until)| until);
+        record.taken_from = Some((owner, before.max(now + self.lease_ttl + record.lock_delay)));
         self.events.push_back((owner, Event::Lost { key: key.clone() }));
         self.promote(now, key);
     }
