@@ -105,7 +105,10 @@ fn histories_keep_the_invariants() {
         panic!("{}", report::failure(&Case::whole(seed), &violation, sabotage));
     }
     println!("{} runs, {} steps in {:?}: {:?}", summary.runs, summary.steps, started.elapsed(), summary.counts);
-    assert!(runs < RUNS || summary.steps >= 1_000_000, "too few steps");
+    if runs < RUNS {
+        return;
+    }
+    assert!(summary.steps >= 1_000_000, "too few steps");
     for what in HAPPENS {
         assert!(summary.counts.get(what).is_some_and(|count| *count >= runs / 20), "{what}: {:?}", summary.counts);
     }
