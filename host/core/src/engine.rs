@@ -21,6 +21,7 @@ use crate::{ClaimId, Command, Config, Input, Instant, LockKey};
 /// `handle_timeout` alone, and late is safe: so a driver that was frozen can first hand in what its clients sent in
 /// the meantime, and only then let time take its course.
 #[derive(Debug)]
+#[cfg_attr(feature = "model", derive(Clone))]
 pub struct Engine {
     pub(crate) config: Config,
     pub(crate) now: Instant,
@@ -35,7 +36,7 @@ pub struct Engine {
     pub(crate) commands: VecDeque<Command>,
     /// While several changes belong together: the keys whose next steps wait until all are made.
     pub(crate) held_back: Option<BTreeSet<KeyIndex>>,
-    last_claim: u64,
+    pub(crate) last_claim: u64,
     fault: Option<Fault>,
     mutation: Option<Mutation>,
 }

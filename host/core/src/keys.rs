@@ -18,7 +18,7 @@ pub(crate) struct KeyIndex(pub(crate) u32);
 pub(crate) struct Ticket(u64);
 
 /// One tracked key. A million idle ones must fit in memory: what only busy keys need is boxed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Key {
     pub(crate) name: LockKey,
     pub(crate) ownership: Ownership,
@@ -43,7 +43,7 @@ struct IdleLinks {
 }
 
 /// What the store says about a key.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Ownership {
     /// Nothing: never asked, or lost. Tracked for a local hold or quarantine only.
     None,
@@ -58,7 +58,7 @@ pub(crate) enum Ownership {
 }
 
 /// A key that is ours to grant.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Owned {
     /// The claim that was answered last.
     pub(crate) claim: ClaimId,
@@ -148,7 +148,7 @@ impl Key {
 }
 
 /// The waiters of a key.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Queue {
     live: BTreeMap<Ticket, RequestIndex>,
     passed_over: BTreeMap<Ticket, RequestIndex>,
@@ -222,7 +222,7 @@ impl Queue {
 }
 
 /// All tracked keys, and the list of the idle ones, longest idle first.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Keys {
     by_name: HashMap<LockKey, KeyIndex>,
     slab: Slab<Key>,

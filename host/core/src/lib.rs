@@ -13,6 +13,8 @@ mod config;
 mod describe;
 mod engine;
 mod fault;
+#[cfg(feature = "model")]
+mod fingerprint;
 mod holds;
 mod input;
 mod keys;
@@ -31,6 +33,9 @@ pub use config::{Config, HandoffBudget};
 pub use describe::{HolderDescription, KeyDescription, KeyPage, OwnershipDescription, WaiterDescription};
 pub use engine::Engine;
 pub use fault::Fault;
+#[cfg(feature = "model")]
+#[doc(hidden)]
+pub use fingerprint::View;
 pub use input::{Acquire, Ending, ForcedDelay, Input, KeyRequest, Reentry, Resume, Who};
 #[cfg(feature = "mutations")]
 #[doc(hidden)]

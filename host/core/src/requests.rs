@@ -13,7 +13,7 @@ use crate::{HolderId, Instant, LostReason, Mode, Token};
 pub(crate) struct RequestIndex(pub(crate) u32);
 
 /// A waiter or a hold.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) holder: HolderId,
     /// One key; several will be granted together.
@@ -75,7 +75,7 @@ pub(crate) struct Hold {
 }
 
 /// All requests.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Requests {
     slab: Slab<Request>,
     holds: usize,

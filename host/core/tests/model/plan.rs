@@ -1,0 +1,112 @@
+//! The small worlds that are explored: who is there, what they ask for, and how often something may go wrong.
+
+use std::time::Duration;
+
+use turnstile_core::{Config, HandoffBudget, LockKey, Mode, Mutation};
+
+/// Time passes in whole ticks. Every duration of the model is a few of them, or [`FAR`].
+pub(crate) const TICK: u64 = 1_000_000;
+
+/// A wait or a hold that never ends by itself.
+pub(crate) const FAR: u64 = 1_000 * TICK;
+
+/// Without a heartbeat for so long, a session ends.
+pub(crate) const SESSION_TTL: u64 = 2 * TICK;
+
+/// Without a keepalive for so long, the store takes a host for dead.
+pub(crate) const LEASE_TTL: u64 = 3 * TICK;
+
+/// Both keys there can be.
+pub(crate) const KEYS: [&str; 2] = ["a", "b"];
+
+/// One world.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) name: &'static str,
+    pub(crate) hosts: usize,
+    pub(crate) clients: Vec<ClientPlan>,
+    pub(crate) budget: Budget,
+    pub(crate) store: StoreLink,
+    pub(crate) idle_ownership: u64,
+    pub(crate) handoff_grants: u32,
+    pub(crate) mutation: Option<Mutation>,
+}
+
+/// What a client asks for: one of the alternatives, then one of the next, and so on.
+#[derive(Clone, Debug)]
+pub(crate) struct ClientPlan {
+    pub(crate) host: usize,
+    pub(crate) script: Vec<Vec<Ask>>,
+    /// Requests at once.
+    pub(crate) at_once: usize,
+}
+
+/// A request.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    /// By their numbers in [`KEYS`].
+    pub(crate) keys: Vec<(usize, Mode)>,
+    pub(crate) wait: u64,
+    pub(crate) lock_delay: u64,
+    pub(crate) hold: Option<u64>,
+}
+
+/// How host and store talk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StoreLink {
+    /// Operations and answers travel, and anything may happen meanwhile.
+    Travels,
+    /// The store answers before anything else happens, unless the host is slow.
+    Immediate,
+}
+
+/// How often each thing may happen at most, in one history. All else may happen without end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Budget {
+    /// A hold ends uncleanly by its client's doing.
+    pub(crate) uncleans: u8,
+    /// A waiter goes away.
+    pub(crate) cancels: u8,
+    /// A stream breaks.
+    pub(crate) cuts: u8,
+    /// A tick is over before a client and its stream have done all that there was to do.
+    pub(crate) late_clients: u8,
+    /// A tick is over before a host has: it is slow or frozen, or away from the store.
+    pub(crate) late_hosts: u8,
+    /// A host is killed and started again.
+    pub(crate) kills: u8,
+    /// The store's answer to a claim gets lost: it may have landed.
+    pub(crate) losses: u8,
+}
+
+impl Plan {
+    pub(crate) fn ask(&self, client: usize, request: u64, choice: usize) -> &Ask {
+        &self.clients[client].script[request as usize - 1][choice]
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        Config {
+            session_ttl: Duration::from_micros(SESSION_TTL),
+            wait_max: Duration::from_micros(FAR),
+            hold_max: Duration::from_micros(FAR),
+            lock_delay_max: Duration::from_micros(FAR),
+            claim_patience: Duration::from_micros(TICK),
+            handoff_budget: HandoffBudget { grants: self.handoff_grants, time: Duration::from_micros(TICK) },
+            idle_ownership: Duration::from_micros(self.idle_ownership),
+            ..Config::default()
+        }
+    }
+
+    /// The same world with an engine that breaks one of its rules.
+    pub(crate) fn broken_by(self, mutation: Mutation) -> Self {
+        Self { mutation: Some(mutation), ..self }
+    }
+}
+
+pub(crate) fn key(number: usize) -> LockKey {
+    LockKey::parse(KEYS[number]).expect("a key")
+}
+
+pub(crate) fn number_of(key: &LockKey) -> usize {
+    KEYS.iter().position(|name| *name == key.as_str()).expect("one of the keys")
+}
