@@ -49,6 +49,8 @@ pub struct Driver {
     health: Arc<Health>,
     drained: Option<Ended>,
     freezes: Freezes,
+    /// As holder secrets name it.
+    incarnation: [u8; 8],
 }
 
 impl Driver {
@@ -62,6 +64,7 @@ impl Driver {
         health: Arc<Health>,
     ) -> Self {
         Self {
+            incarnation: u64::from_str_radix(&welcome.incarnation, 16).unwrap_or_default().to_be_bytes(),
             engine,
             store,
             store_events,
@@ -227,7 +230,7 @@ impl Driver {
 
     fn carry_out_one(&mut self, command: Command) {
         match command {
-            Command::Grant { session, request, keys, secret: _, waited, seq, valid } => {
+            Command::Grant { session, request, keys, secret, waited, seq, valid } => {
                 tracing::debug!(
                     session = session.0,
                     holder = request.0,
@@ -235,7 +238,8 @@ impl Driver {
                     wait_ms = waited.as_millis(),
                     "granted"
                 );
-                self.connections.send(session, wire::grant(request, &keys, waited, seq, valid));
+                let granted = wire::Granted { request, keys, secret, waited, seq, valid };
+                self.connections.send(session, wire::grant(granted, self.incarnation));
             }
             Command::Reject { session, request, reason, retry_after, queue_length } => {
                 tracing::debug!(session = session.0, holder = request.0, ?reason, "rejected");

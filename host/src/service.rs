@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use turnstile_core::Engine;
-use turnstile_protocol::{KEY_MAX_BYTES, MESSAGE_MAX_BYTES, VERSION, v1};
+use turnstile_protocol::{KEY_MAX_BYTES, KEYS_PER_ACQUIRE_MAX, MESSAGE_MAX_BYTES, VERSION, v1};
 
 use crate::config::{Config, Store as StoreConfig};
 use crate::driver::{Driver, Ended, Event, Health};
@@ -190,7 +190,7 @@ fn welcome(config: &Config) -> Result<v1::Welcome, StartError> {
         heartbeat_ms: wire::to_millis(config.sessions.heartbeat),
         limits: Some(v1::Limits {
             key_max_bytes: u32::try_from(KEY_MAX_BYTES).unwrap_or(u32::MAX),
-            keys_per_acquire_max: 1,
+            keys_per_acquire_max: u32::try_from(KEYS_PER_ACQUIRE_MAX).unwrap_or(u32::MAX),
             waiters_per_session_max: u32::try_from(config.engine.waiters_per_session_max).unwrap_or(u32::MAX),
             message_max_bytes: u32::try_from(MESSAGE_MAX_BYTES).unwrap_or(u32::MAX),
         }),

@@ -1,12 +1,14 @@
 //! Between the messages of the session protocol and the types of the lock engine: parsed once, here.
 
 use std::collections::HashSet;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use turnstile_core::{
-    Acquire, Ending, HeartbeatSeq, Input, KeyGrant, LockKey, LostReason, RejectReason, RequestId, Resume, SessionId,
+    Acquire, Ending, HeartbeatSeq, HolderSecret, Input, KeyGrant, KeyRequest, LockKey, LostReason, Mode, Reentry,
+    RejectReason, RequestId, Resume, SessionId, SmallVec, Who,
 };
-use turnstile_protocol::v1;
+use turnstile_protocol::{HOLDER_SECRET_BYTES, LIMIT_MAX, v1};
 
 /// What one item of an established stream means.
 #[derive(Debug)]
@@ -29,10 +31,13 @@ pub enum Parsed {
 pub fn parse_item(session: SessionId, item: v1::ClientItem) -> Result<Parsed, &'static str> {
     use v1::client_item::Item;
     match item.item {
-        Some(Item::Acquire(acquire)) => Ok(match parse_acquire(&acquire) {
-            Ok(acquire) => Parsed::Input(Input::Acquire { session, acquire }),
-            Err(reason) => Parsed::Refused { request: RequestId(acquire.id), reason },
-        }),
+        Some(Item::Acquire(acquire)) => {
+            let request = RequestId(acquire.id);
+            Ok(match parse_acquire(acquire) {
+                Ok(acquire) => Parsed::Input(Input::Acquire { session, acquire }),
+                Err(reason) => Parsed::Refused { request, reason },
+            })
+        }
         Some(Item::Cancel(cancel)) => Ok(Parsed::Input(Input::Cancel { session, request: RequestId(cancel.id) })),
         Some(Item::Release(release)) => {
             let (request, ending) = parse_release(release).ok_or(RELEASE_WITHOUT_ENDING)?;
@@ -78,9 +83,10 @@ pub fn parse_resume(resume: v1::Resume) -> Result<ParsedResume, &'static str> {
     let mut waiters = Vec::with_capacity(resume.waiters.len());
     let mut refused = Vec::new();
     for acquire in resume.waiters {
-        match parse_acquire(&acquire) {
+        let request = RequestId(acquire.id);
+        match parse_acquire(acquire) {
             Ok(acquire) => waiters.push(acquire),
-            Err(reason) => refused.push((RequestId(acquire.id), reason)),
+            Err(reason) => refused.push((request, reason)),
         }
     }
     let mut seen = HashSet::with_capacity(resume.holds.len());
@@ -90,25 +96,54 @@ pub fn parse_resume(resume: v1::Resume) -> Result<ParsedResume, &'static str> {
     Ok(ParsedResume { beliefs: Resume { waiters, holds, releases }, refused })
 }
 
-fn parse_acquire(acquire: &v1::Acquire) -> Result<Acquire, v1::RejectReason> {
-    let [request] = acquire.keys.as_slice() else {
-        return Err(if acquire.keys.is_empty() { v1::RejectReason::Invalid } else { v1::RejectReason::Unsupported });
-    };
-    if !acquire.reentry_secret.is_empty() {
-        return Err(v1::RejectReason::Unsupported);
+fn parse_acquire(acquire: v1::Acquire) -> Result<Acquire, v1::RejectReason> {
+    if acquire.keys.is_empty() || acquire.keys.len() > Acquire::KEYS_MAX {
+        return Err(v1::RejectReason::Invalid);
     }
-    match request.mode() {
-        v1::Mode::Exclusive => {}
-        v1::Mode::Unspecified => return Err(v1::RejectReason::Invalid),
-        v1::Mode::Shared | v1::Mode::Limit => return Err(v1::RejectReason::Unsupported),
-    }
-    let key = LockKey::parse(&request.key).map_err(|_| v1::RejectReason::Invalid)?;
+    let reentry = parse_reentry(&acquire)?;
     Ok(Acquire {
+        request: RequestId(acquire.id),
+        keys: acquire.keys.iter().map(parse_key).collect::<Option<_>>().ok_or(v1::RejectReason::Invalid)?,
         wait: millis(acquire.wait_ms),
         hold: (acquire.hold_ms > 0).then(|| millis(acquire.hold_ms)),
         lock_delay: millis(acquire.lock_delay_ms),
-        ..Acquire::of_key(RequestId(acquire.id), key)
+        fail_fast: acquire.fail_fast,
+        queue_max: (acquire.queue_max > 0).then_some(acquire.queue_max),
+        reentry,
+        who: acquire.who.and_then(parse_who),
     })
+}
+
+fn parse_key(request: &v1::KeyRequest) -> Option<KeyRequest> {
+    let key = LockKey::parse(&request.key).ok()?;
+    let mode = match (request.mode(), NonZeroU32::new(request.limit)) {
+        (v1::Mode::Exclusive, None) => Mode::Exclusive,
+        (v1::Mode::Shared, None) => Mode::Shared,
+        (v1::Mode::Limit, Some(limit)) if limit.get() <= LIMIT_MAX => Mode::Limit(limit),
+        _ => return None,
+    };
+    Some(KeyRequest { key, mode })
+}
+
+fn parse_reentry(acquire: &v1::Acquire) -> Result<Reentry, v1::RejectReason> {
+    match acquire.reentry_secret.last_chunk() {
+        // What comes before names the incarnation, for people: another one's secrets are unknown here anyway.
+        Some(secret) if acquire.reentry_secret.len() == HOLDER_SECRET_BYTES => Ok(Reentry::Join(HolderSecret(*secret))),
+        _ if !acquire.reentry_secret.is_empty() => Err(v1::RejectReason::NoSuchHold),
+        _ if acquire.reentrant => {
+            let mut secret = HolderSecret([0; 16]);
+            // Without randomness nobody may join: the request is refused rather than guarded by what can be guessed.
+            getrandom::fill(&mut secret.0).map_err(|_| v1::RejectReason::Unsupported)?;
+            Ok(Reentry::Offer(secret))
+        }
+        _ => Ok(Reentry::None),
+    }
+}
+
+fn parse_who(who: v1::Who) -> Option<Box<Who>> {
+    let v1::Who { method, path, route, request_id, client } = who;
+    let who = Who { method, path, route, request_id, client };
+    (who != Who::default()).then(|| Box::new(who))
 }
 
 fn parse_release(release: v1::Release) -> Option<(RequestId, Ending)> {
@@ -121,16 +156,34 @@ fn parse_release(release: v1::Release) -> Option<(RequestId, Ending)> {
     Some((RequestId(release.id), ending))
 }
 
-/// A grant as it goes over the wire.
-pub fn grant(request: RequestId, keys: &[KeyGrant], waited: Duration, seq: HeartbeatSeq, valid: Duration) -> v1::Grant {
+/// What a Grant command says.
+#[derive(Debug)]
+pub struct Granted {
+    /// To whom.
+    pub request: RequestId,
+    /// One a key.
+    pub keys: SmallVec<[KeyGrant; 1]>,
+    /// Of a hold that others may join.
+    pub secret: Option<HolderSecret>,
+    /// For how long it waited.
+    pub waited: Duration,
+    /// What its validity is anchored at.
+    pub seq: HeartbeatSeq,
+    /// How long it may be believed in.
+    pub valid: Duration,
+}
+
+/// A grant as it goes over the wire, from a host of this incarnation.
+pub fn grant(granted: Granted, incarnation: [u8; 8]) -> v1::Grant {
     let of_key = |key: &KeyGrant| v1::KeyGrant { token: key.token.as_u64(), barrier: key.barrier.as_u64() };
+    let holder_secret = granted.secret.map(|secret| [incarnation.as_slice(), secret.0.as_slice()].concat());
     v1::Grant {
-        id: request.0,
-        keys: keys.iter().map(of_key).collect(),
-        holder_secret: Vec::new(),
-        waited_ms: to_millis(waited),
-        heartbeat_seq: seq.0,
-        valid_ms: to_millis(valid),
+        id: granted.request.0,
+        keys: granted.keys.iter().map(of_key).collect(),
+        holder_secret: holder_secret.unwrap_or_default(),
+        waited_ms: to_millis(granted.waited),
+        heartbeat_seq: granted.seq.0,
+        valid_ms: to_millis(granted.valid),
     }
 }
 
@@ -192,20 +245,81 @@ mod tests {
     }
 
     #[test]
-    fn what_this_version_cannot_do_is_refused_and_never_weakened() {
-        let exclusive = v1::Mode::Exclusive;
-        for (message, reason) in [
-            (acquire(&[]), v1::RejectReason::Invalid),
-            (acquire(&[("a", exclusive), ("b", exclusive)]), v1::RejectReason::Unsupported),
-            (acquire(&[("a", v1::Mode::Shared)]), v1::RejectReason::Unsupported),
-            (acquire(&[("a", v1::Mode::Unspecified)]), v1::RejectReason::Invalid),
-            (acquire(&[("white space", exclusive)]), v1::RejectReason::Invalid),
-            (acquire(&[(&"x".repeat(513), exclusive)]), v1::RejectReason::Invalid),
-            (v1::Acquire { reentry_secret: vec![1], ..acquire(&[("a", exclusive)]) }, v1::RejectReason::Unsupported),
+    fn what_is_malformed_is_refused_and_never_weakened() {
+        let (exclusive, shared) = (v1::Mode::Exclusive, v1::Mode::Shared);
+        let limit = |limit| {
+            let key = v1::KeyRequest { key: "a".into(), mode: v1::Mode::Limit.into(), limit };
+            v1::Acquire { keys: vec![key], ..acquire(&[]) }
+        };
+        let many: Vec<(&str, v1::Mode)> = vec![("a", exclusive); 17];
+        let mut with_limit = acquire(&[("a", shared)]);
+        with_limit.keys[0].limit = 2;
+        for message in [
+            acquire(&[]),
+            acquire(&many),
+            acquire(&[("a", v1::Mode::Unspecified)]),
+            acquire(&[("a", exclusive), ("white space", exclusive)]),
+            acquire(&[(&"x".repeat(513), exclusive)]),
+            limit(0),
+            limit(65_536),
+            with_limit,
         ] {
-            assert_eq!(parse_acquire(&message).unwrap_err(), reason, "{message:?}");
+            assert_eq!(parse_acquire(message.clone()).unwrap_err(), v1::RejectReason::Invalid, "{message:?}");
         }
-        assert_eq!(parse_acquire(&acquire(&[("a", exclusive)])).unwrap().hold, None);
+        for length in [1, 16, 23, 25] {
+            let message = v1::Acquire { reentry_secret: vec![1; length], ..acquire(&[("a", exclusive)]) };
+            assert_eq!(parse_acquire(message).unwrap_err(), v1::RejectReason::NoSuchHold);
+        }
+    }
+
+    #[test]
+    fn an_acquire_is_carried_whole() {
+        let who = v1::Who { method: "POST".into(), client: "c".into(), ..v1::Who::default() };
+        let message = v1::Acquire {
+            keys: vec![
+                v1::KeyRequest { key: "b".into(), mode: v1::Mode::Limit.into(), limit: 65_535 },
+                v1::KeyRequest { key: "a".into(), mode: v1::Mode::Shared.into(), limit: 0 },
+            ],
+            hold_ms: 9,
+            lock_delay_ms: 3,
+            fail_fast: true,
+            queue_max: 4,
+            who: Some(who),
+            ..acquire(&[])
+        };
+        let parsed = parse_acquire(message.clone()).unwrap();
+        let modes: Vec<(&str, Mode)> = parsed.keys.iter().map(|key| (key.key.as_str(), key.mode)).collect();
+        assert_eq!(modes, [("b", Mode::Limit(NonZeroU32::new(65_535).unwrap())), ("a", Mode::Shared)]);
+        assert_eq!((parsed.wait, parsed.hold, parsed.lock_delay), (millis(1), Some(millis(9)), millis(3)));
+        assert_eq!((parsed.fail_fast, parsed.queue_max, parsed.reentry), (true, Some(4), Reentry::None));
+        assert_eq!(parsed.who.map(|who| (who.method, who.client)), Some(("POST".into(), "c".into())));
+        let plain = parse_acquire(acquire(&[("a", v1::Mode::Exclusive)])).unwrap();
+        assert_eq!((plain.hold, plain.queue_max, plain.fail_fast, plain.who), (None, None, false, None));
+    }
+
+    #[test]
+    fn the_secret_of_a_grant_is_the_one_to_join_with() {
+        let offers = v1::Acquire { reentrant: true, ..acquire(&[("a", v1::Mode::Exclusive)]) };
+        let secrets: Vec<HolderSecret> = (0..2)
+            .map(|_| match parse_acquire(offers.clone()).unwrap().reentry {
+                Reentry::Offer(secret) => secret,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_ne!(secrets[0], secrets[1], "no two are the same");
+        let granted = Granted {
+            request: RequestId(7),
+            keys: SmallVec::new(),
+            secret: Some(secrets[0]),
+            waited: millis(1),
+            seq: HeartbeatSeq(1),
+            valid: millis(1),
+        };
+        let reentry_secret = grant(granted, *b"incarnat").holder_secret;
+        assert_eq!(reentry_secret.len(), HOLDER_SECRET_BYTES);
+        assert!(reentry_secret.starts_with(b"incarnat"));
+        let joins = v1::Acquire { reentry_secret, ..offers };
+        assert_eq!(parse_acquire(joins).unwrap().reentry, Reentry::Join(secrets[0]));
     }
 
     #[test]
@@ -236,5 +350,6 @@ mod tests {
     #[test]
     fn the_key_limits_of_engine_and_protocol_agree() {
         assert_eq!(LockKey::MAX_BYTES, turnstile_protocol::KEY_MAX_BYTES);
+        assert_eq!(Acquire::KEYS_MAX, turnstile_protocol::KEYS_PER_ACQUIRE_MAX);
     }
 }

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeSet;
 
+use crate::families::Kin;
 use crate::keys::{Key, KeyIndex, Ownership};
 use crate::pump::KeyStep;
-use crate::requests::{Patience, Request, RequestIndex, Stage};
+use crate::requests::{KeyUse, Part, Request, RequestIndex, Stage};
 use crate::timers::Timer;
-use crate::{Engine, Instant, Token};
+use crate::{Engine, Instant, Mode, Token};
 
 impl Engine {
     /// Asserts the invariants. Walks through everything.
@@ -18,12 +19,13 @@ impl Engine {
         if self.fault().is_some() {
             return;
         }
-        assert!(self.held_back.is_none(), "keys are still held back");
+        assert!(!self.settling && self.unsettled.is_empty(), "keys are still to be settled");
         let mut timers = 0;
         timers += self.check_keys();
         timers += self.check_requests();
         timers += self.check_sessions();
         assert_eq!(self.timers.len(), timers, "a timer is about nothing");
+        self.check_families();
         self.check_idle_list();
         assert!(self.stalled.iter().all(|key| self.keys.get(*key).is_ok()), "a forgotten key is stalled");
     }
@@ -46,9 +48,9 @@ impl Engine {
             }
             assert!(key.waiters() <= self.config.waiters_per_key_max, "I7: too many wait for {name}");
             assert!(key.queue.is_none() || key.waiters() > 0, "an empty queue is kept for {name}");
-            if let Some(holder) = key.holder {
-                let request = self.requests.get(holder).expect("I1: a holder is no request");
-                assert!(request.stage.is_hold() && request.key == index, "I1: {name} is held by something else");
+            self.check_holders(index, key);
+            if let Some(until) = key.holders.next_lingering() {
+                timers += self.expect_timer(until, Timer::LingeringOver(index));
             }
             if let Some(until) = key.quarantine {
                 timers += self.expect_timer(until, Timer::QuarantineOver(index));
@@ -71,42 +73,104 @@ impl Engine {
         timers
     }
 
+    fn check_holders(&self, index: KeyIndex, key: &Key) {
+        let name = &key.name;
+        for holder in key.holders.iter() {
+            let request = self.requests.get(holder).expect("I1: a holder is no request");
+            let used = request.use_of(index).expect("I1: a holder does not use the key");
+            assert!(request.stage.is_hold() && used.part == Part::Bears, "I1: {name} is held by something else");
+        }
+        let modes = key.holders.modes();
+        let limits =
+            modes.iter().filter_map(|mode| if let Mode::Limit(limit) = mode { Some(limit.get()) } else { None });
+        let smallest = limits.clone().min().map_or(usize::MAX, |limit| limit as usize);
+        let compatible = modes.len() <= 1
+            || modes.iter().all(|mode| *mode == Mode::Shared)
+            || (limits.count() == modes.len() && modes.len() <= smallest);
+        assert!(compatible, "I1: {name} is held as {modes:?}");
+        let coming = self.requests.iter().filter(|(_, request)| {
+            let queued = request.queued().map_or(request.uses.len(), <[KeyUse]>::len);
+            request.uses.iter().skip(queued).any(|used| used.key == index)
+        });
+        assert_eq!(coming.count(), key.coming as usize, "I6: requests that come to {name} are miscounted");
+    }
+
+    fn check_families(&self) {
+        for (index, family) in self.families.iter() {
+            assert!(!family.members.is_empty(), "I6: a family without members");
+            for member in family.members.iter().chain(&family.waiting) {
+                let request = self.requests.get(*member).expect("I6: a member is no request");
+                assert!(matches!(request.kin, Kin::Of(of) if of == index), "I6: a member is of another family");
+                assert_eq!(request.stage.is_hold(), family.members.contains(member), "I5: a member does not hold");
+            }
+            for member in &family.members {
+                for used in &self.requests.get(*member).expect("a member").uses {
+                    let users = family.members.iter().filter_map(|user| self.requests.get(*user).ok());
+                    let same = users.flat_map(|user| user.uses.iter()).filter(|other| other.key == used.key);
+                    let bearers = same.clone().filter(|other| other.part == Part::Bears).count();
+                    assert_eq!(bearers, 1, "I1: one member bears a key");
+                    assert!(same.clone().all(|other| other.token == used.token), "I2: a family has one token a key");
+                }
+            }
+        }
+    }
+
     fn check_requests(&self) -> usize {
         let mut timers = 0;
         let mut holds = 0;
         for (index, request) in self.requests.iter() {
             let found = self.sessions.request(request.holder);
             assert_eq!(found, Some(index), "I5: {:?} is not its session's", request.holder);
-            let key = self.keys.get(request.key).expect("I5: a request has no key");
             holds += usize::from(request.stage.is_hold());
-            timers += self.check_stage(index, request, key);
+            timers += self.check_stage(index, request);
         }
         assert_eq!(holds, self.requests.holds(), "holds are miscounted");
         assert!(self.requests.waiters() <= self.config.waiters_max, "I7: too many waiters");
         let queued: usize = self.keys.iter().map(|(_, key)| key.waiters()).sum();
-        assert_eq!(queued, self.requests.waiters(), "I5: a queue has what is no waiter");
+        let places: usize = self.requests.iter().filter_map(|(_, request)| request.queued().ok().map(<[_]>::len)).sum();
+        assert_eq!(queued, places, "I5: a queue has what is no waiter");
         timers
     }
 
-    fn check_stage(&self, index: RequestIndex, request: &Request, key: &Key) -> usize {
+    fn check_stage(&self, index: RequestIndex, request: &Request) -> usize {
         let session = self.sessions.get(request.holder.session).expect("I6: a request has no session");
         match request.stage {
             Stage::Waiting(waiting) => {
-                let queue = key.queue.as_ref().expect("I5: a waiter has no queue");
-                let is_try = waiting.patience == Patience::Try;
-                assert!(queue.has(waiting.ticket, waiting.place, is_try), "I4: {:?} lost its place", request.holder);
+                let queued = request.queued().expect("I5: a waiter has no queue");
+                for (position, used) in queued.iter().enumerate() {
+                    let key = self.keys.get(used.key).expect("I5: a request has no key");
+                    let queue = key.queue.as_ref().expect("I5: a waiter has no queue");
+                    let entry = self.entry(index, *used).expect("I5: a waiter has no place");
+                    assert!(queue.has(entry, waiting.place), "I4: {:?} lost its place", request.holder);
+                    let pinned = position + 1 < queued.len();
+                    assert_eq!(
+                        queue.pinned_by == Some(index),
+                        pinned,
+                        "I4: {:?} has not what it goes on from",
+                        request.holder
+                    );
+                }
                 assert!(waiting.own_deadline <= waiting.deadline, "I5: {:?} waits too short", request.holder);
                 self.expect_timer(waiting.deadline, Timer::WaitOver(index))
             }
             Stage::Holding(hold) => {
-                assert_eq!(key.holder, Some(index), "I1: {:?} holds without holding", request.holder);
+                self.check_hold(index, request);
                 self.expect_timer(hold.limit, Timer::HoldLimit(index))
             }
             Stage::Ending { promise, .. } => {
-                assert_eq!(key.holder, Some(index), "I1: {:?} holds without holding", request.holder);
+                self.check_hold(index, request);
                 assert!(promise <= session.promise, "I1: {:?} ends after its promise", request.holder);
                 self.expect_timer(promise, Timer::PromiseOver(index))
             }
+        }
+    }
+
+    fn check_hold(&self, index: RequestIndex, request: &Request) {
+        for used in &request.uses {
+            let key = self.keys.get(used.key).expect("I5: a request has no key");
+            let bears = key.holders.iter().any(|holder| holder == index);
+            assert_eq!(bears, used.part == Part::Bears, "I1: {:?} holds without holding", request.holder);
+            assert!(used.token.is_some_and(|token| Some(token) <= key.last_token), "I2: a hold without a token");
         }
     }
 

@@ -21,7 +21,7 @@ pub struct KeyDescription {
     pub waiters: Vec<WaiterDescription>,
     /// How many wait for it.
     pub waiter_count: usize,
-    /// Nothing is granted before then: earlier work may not be over.
+    /// Earlier work may not be over before then: nothing is granted that it could get in the way of.
     pub quarantined_until: Option<Instant>,
     /// The newest token that was given out here.
     pub last_token: Option<Token>,
@@ -107,7 +107,7 @@ impl Engine {
     fn describe_at(&self, index: KeyIndex, details: usize) -> Option<KeyDescription> {
         let key = self.keys.get(index).ok()?;
         let requests = |index: &crate::requests::RequestIndex| self.requests.get(*index).ok();
-        let holders = key.holder.iter().filter_map(requests).filter_map(describe_holder);
+        let holders = key.holders.iter().filter_map(|holder| describe_holder(requests(&holder)?, index));
         let queue = key.queue.as_ref();
         let waiters = queue.into_iter().flat_map(|queue| queue.iter()).take(details);
         Some(KeyDescription {
@@ -120,40 +120,41 @@ impl Engine {
                 Ownership::Owned(_) => OwnershipDescription::Owned,
             },
             holders: holders.take(details).collect(),
-            holder_count: usize::from(key.holder.is_some()),
-            waiters: waiters.filter_map(|index| self.describe_waiter(requests(&index)?)).collect(),
+            holder_count: key.holders.len(),
+            waiters: waiters.filter_map(|waiter| self.describe_waiter(requests(&waiter)?, index)).collect(),
             waiter_count: key.waiters(),
-            quarantined_until: key.quarantine,
+            quarantined_until: key.quarantine.max(key.holders.last_lingering()),
             last_token: key.last_token,
         })
     }
 
-    fn describe_waiter(&self, request: &Request) -> Option<WaiterDescription> {
+    fn describe_waiter(&self, request: &Request, key: KeyIndex) -> Option<WaiterDescription> {
         let Stage::Waiting(waiting) = request.stage else { return None };
         Some(WaiterDescription {
             holder: request.holder,
-            mode: request.mode,
+            mode: request.use_of(key).ok()?.mode,
             waited: self.now.saturating_since(request.since),
             deadline: waiting.deadline,
             live: waiting.place == Place::Live,
-            who: None,
+            who: request.who.as_deref().cloned(),
         })
     }
 }
 
-fn describe_holder(request: &Request) -> Option<HolderDescription> {
+fn describe_holder(request: &Request, key: KeyIndex) -> Option<HolderDescription> {
     let (hold, ending) = match request.stage {
         Stage::Waiting(_) => return None,
         Stage::Holding(hold) => (hold, None),
-        Stage::Ending { hold, reason, promise } => (hold, Some((reason, promise))),
+        Stage::Ending { hold, reason, promise, .. } => (hold, Some((reason, promise))),
     };
+    let used = request.use_of(key).ok()?;
     Some(HolderDescription {
         holder: request.holder,
-        mode: request.mode,
-        token: hold.token,
+        mode: used.mode,
+        token: used.token?,
         since: hold.granted,
         limit: hold.limit,
         ending,
-        who: None,
+        who: request.who.as_deref().cloned(),
     })
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use crate::families::Families;
 use crate::fault::{Fault, Step};
 use crate::keys::{KeyIndex, Keys, Ownership};
 use crate::mutation::Mutation;
@@ -34,8 +35,13 @@ pub struct Engine {
     /// Keys whose next grant waits for the lease to be renewed.
     pub(crate) stalled: BTreeSet<KeyIndex>,
     pub(crate) commands: VecDeque<Command>,
-    /// While several changes belong together: the keys whose next steps wait until all are made.
-    pub(crate) held_back: Option<BTreeSet<KeyIndex>>,
+    /// Keys that may have a next step.
+    pub(crate) unsettled: BTreeSet<KeyIndex>,
+    /// Their steps are being taken, or wait until several changes that belong together are made.
+    pub(crate) settling: bool,
+    pub(crate) families: Families,
+    /// The place of the last request among all.
+    pub(crate) last_order: u64,
     pub(crate) last_claim: u64,
     fault: Option<Fault>,
     mutation: Option<Mutation>,
@@ -63,7 +69,10 @@ impl Engine {
             timers: Timers::default(),
             stalled: BTreeSet::new(),
             commands: VecDeque::new(),
-            held_back: None,
+            unsettled: BTreeSet::new(),
+            settling: false,
+            families: Families::default(),
+            last_order: 0,
             last_claim: 0,
             fault: None,
             mutation: None,
@@ -192,7 +201,7 @@ impl Engine {
             Input::OwnershipLost { key } => self.ownership_lost(&key),
             Input::LeaseRenewed { until } => self.lease_renewed(until),
             Input::LeaseLost => self.lease_lost(),
-            Input::ForceRelease { .. } => Ok(()),
+            Input::ForceRelease { key, token, delay } => self.force_release(&key, token, delay),
             Input::Drain => self.drain(),
         }
     }
@@ -202,6 +211,7 @@ impl Engine {
             match timer {
                 Timer::PromiseOver(request) => self.promise_over(request)?,
                 Timer::QuarantineOver(key) => self.quarantine_over(key)?,
+                Timer::LingeringOver(key) => self.lingering_over(key)?,
                 Timer::SessionSilent(session) => self.session_silent(session)?,
                 Timer::HoldLimit(request) => self.hold_limit(request)?,
                 Timer::WaitOver(request) => self.wait_over(request)?,

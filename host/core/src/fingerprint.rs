@@ -1,14 +1,15 @@
 //! What of the engine's state decides how it goes on, for a model checker: states that differ in nothing else are one.
 //!
-//! Instants count from now, names that only count are shown as a [`View`] sees them, places in tables by their order.
-//! Left out are: what only reports tell (since when, how long, how often), what [`Engine::check`] derives from the rest
-//! (timers, counters), and which vacant place of a table is taken next.
+//! Instants count from now, names that only count are shown as a [`View`] sees them, places in tables and in the order
+//! of requests by their rank. Left out are: what only reports and estimates tell (since when, how long), what
+//! [`Engine::check`] derives from the rest (timers, counters), and which vacant place of a table is taken next.
 
 use std::hash::{Hash, Hasher};
 
-use crate::keys::{Key, KeyIndex, Owned, Ownership};
+use crate::families::{Family, FamilyIndex, Kin};
+use crate::keys::{Key, KeyIndex, Keys, Owned, Ownership};
 use crate::promise::Lease;
-use crate::requests::{Request, RequestIndex, Stage};
+use crate::requests::{KeyUse, Request, RequestIndex, Stage};
 use crate::sessions::{Link, Session};
 use crate::timers::Timer;
 use crate::{ClaimId, Engine, Epoch, HeartbeatSeq, Instant, LockKey, SessionId, Token};
@@ -28,31 +29,34 @@ impl Engine {
     /// Feeds `hasher` with the state as `view` sees it. To be called between inputs, when all commands are taken.
     #[doc(hidden)]
     pub fn fingerprint(&self, view: &impl View, hasher: &mut impl Hasher) {
-        debug_assert!(self.commands.is_empty() && self.held_back.is_none(), "not between inputs");
+        debug_assert!(self.commands.is_empty() && !self.settling, "not between inputs");
         (self.phase as u8, self.fault().is_some()).hash(hasher);
-        match self.lease {
+        let lease = match self.lease {
             Lease::None => None,
             Lease::Until(until) => Some(view.until(until).max(0)),
-        }
-        .hash(hasher);
-        let looking = Looking { engine: self, view };
+        };
+        lease.hash(hasher);
+        let shown = Shown { engine: self, view };
         self.keys.len().hash(hasher);
         for (index, key) in self.keys.iter() {
-            looking.key(index, key, hasher);
+            shown.key(index, key, hasher);
         }
         for (index, since) in self.keys.walk_idle() {
-            (looking.place_of_key(index), view.until(since + self.config.idle_ownership)).hash(hasher);
+            (rank(&self.keys, index), view.until(since + self.config.idle_ownership)).hash(hasher);
         }
-        self.requests.iter().count().hash(hasher);
+        (self.requests.holds(), self.requests.waiters()).hash(hasher);
         for (_, request) in self.requests.iter() {
-            looking.request(request, hasher);
+            shown.request(request, hasher);
+        }
+        for (_, family) in self.families.iter() {
+            shown.family(family, hasher);
         }
         let mut sessions: Vec<_> = self.sessions.iter().map(|(id, session)| (view.session(id), id, session)).collect();
         sessions.sort_unstable_by_key(|(name, ..)| *name);
         sessions.len().hash(hasher);
         for (name, id, session) in sessions {
             name.hash(hasher);
-            looking.session(id, session, hasher);
+            shown.session(id, session, hasher);
         }
     }
 
@@ -63,12 +67,12 @@ impl Engine {
     }
 }
 
-struct Looking<'a, V> {
+struct Shown<'a, V> {
     engine: &'a Engine,
     view: &'a V,
 }
 
-impl<V: View> Looking<'_, V> {
+impl<V: View> Shown<'_, V> {
     fn key(&self, index: KeyIndex, key: &Key, hasher: &mut impl Hasher) {
         key.name.hash(hasher);
         match &key.ownership {
@@ -81,17 +85,17 @@ impl<V: View> Looking<'_, V> {
                 self.owned(index, &key.name, owned, hasher);
             }
         }
-        key.holder.map(|holder| self.place(holder)).hash(hasher);
-        key.quarantine.map(|until| self.view.until(until)).hash(hasher);
+        let until = |at| self.view.until(at);
+        let holders: Vec<_> = key.holders.iter().map(|holder| self.place(holder)).collect();
+        let lingering: Vec<_> = key.holders.lingering().map(|(at, mode)| (until(at), mode)).collect();
+        (holders, lingering, key.quarantine.map(until), until(key.inherited).max(0)).hash(hasher);
         key.last_token.map(|token| self.token(&key.name, token)).hash(hasher);
         self.engine.stalled.contains(&index).hash(hasher);
+        key.queue.is_some().hash(hasher);
         if let Some(queue) = &key.queue {
-            queue.lock_delay.hash(hasher);
-            for waiter in queue.iter() {
-                self.place(waiter).hash(hasher);
-            }
+            let waiters: Vec<_> = queue.iter().map(|waiter| self.place(waiter)).collect();
+            (waiters, queue.lock_delay, queue.pinned_by.map(|pinner| self.place(pinner))).hash(hasher);
         }
-        u32::MAX.hash(hasher);
     }
 
     fn owned(&self, index: KeyIndex, name: &LockKey, owned: &Owned, hasher: &mut impl Hasher) {
@@ -106,18 +110,44 @@ impl<V: View> Looking<'_, V> {
     }
 
     fn request(&self, request: &Request, hasher: &mut impl Hasher) {
-        (self.view.session(request.holder.session), request.holder.request).hash(hasher);
-        (self.place_of_key(request.key), request.mode, request.lock_delay, request.hold_max).hash(hasher);
+        (self.view.session(request.holder.session), request.holder.request, self.order(request.order)).hash(hasher);
+        (request.hold_max, request.lock_delay, request.uses.len()).hash(hasher);
+        for used in &request.uses {
+            self.key_use(used, hasher);
+        }
+        match &request.kin {
+            Kin::None => 0_u8.hash(hasher),
+            Kin::Founder(secret) => (1_u8, secret).hash(hasher),
+            Kin::Of(family) => (2_u8, self.place_of_family(*family)).hash(hasher),
+        }
         let until = |at| self.view.until(at);
         match request.stage {
             Stage::Waiting(waiting) => {
-                let deadlines = (until(waiting.deadline), until(waiting.own_deadline));
-                (0_u8, deadlines, waiting.patience as u8, waiting.place as u8).hash(hasher);
+                // What the wait may still be stretched to.
+                let patient_until = until(request.since + self.engine.config.claim_patience).max(0);
+                (0_u8, until(waiting.deadline), until(waiting.own_deadline), patient_until).hash(hasher);
+                (waiting.patience as u8, waiting.place as u8, waiting.queues).hash(hasher);
             }
-            Stage::Holding(hold) => (1_u8, self.told(request, hold.token), until(hold.limit)).hash(hasher),
-            Stage::Ending { hold, reason, promise } => {
-                (2_u8, self.told(request, hold.token), reason, until(promise)).hash(hasher);
+            Stage::Holding(hold) => (1_u8, until(hold.limit)).hash(hasher),
+            Stage::Ending { reason, promise, delay, .. } => {
+                (2_u8, reason, until(promise), delay as u8).hash(hasher);
             }
+        }
+    }
+
+    fn key_use(&self, used: &KeyUse, hasher: &mut impl Hasher) {
+        let name = self.engine.keys.get(used.key).ok().map(|key| &key.name);
+        let token = name.zip(used.token).map(|(name, token)| self.token(name, token));
+        (name, used.asked, used.part as u8, used.mode, token).hash(hasher);
+    }
+
+    fn family(&self, family: &Family, hasher: &mut impl Hasher) {
+        (family.secret, self.order(family.order), self.view.until(family.limit)).hash(hasher);
+        for members in [&family.members, &family.waiting] {
+            members.iter().map(|member| self.place(*member)).collect::<Vec<_>>().hash(hasher);
+        }
+        for (key, delay) in &family.unclean {
+            (rank(&self.engine.keys, *key), delay).hash(hasher);
         }
     }
 
@@ -127,22 +157,27 @@ impl<V: View> Looking<'_, V> {
         (session.link == Link::Connected, session.passed_over, session.last_request).hash(hasher);
     }
 
-    /// The token of a hold, which may be told again.
-    fn told(&self, request: &Request, token: Token) -> Option<(u64, u64)> {
-        let key = self.engine.keys.get(request.key).ok()?;
-        Some(self.token(&key.name, token))
-    }
-
     fn token(&self, key: &LockKey, token: Token) -> (u64, u64) {
         let epoch = Epoch(token.as_u64() >> Token::SEQUENCE_BITS);
         (self.view.epoch(key, epoch), token.as_u64() & u64::from(Token::SEQUENCE_MAX))
+    }
+
+    /// A request's place among all that there are, or whose family there is.
+    fn order(&self, order: u64) -> usize {
+        let of_requests = self.engine.requests.iter().map(|(_, request)| request.order);
+        let of_families = self.engine.families.iter().map(|(_, family)| family.order);
+        of_requests.chain(of_families).filter(|other| *other < order).count()
     }
 
     fn place(&self, index: RequestIndex) -> usize {
         self.engine.requests.iter().take_while(|(other, _)| *other < index).count()
     }
 
-    fn place_of_key(&self, index: KeyIndex) -> usize {
-        self.engine.keys.iter().take_while(|(other, _)| *other < index).count()
+    fn place_of_family(&self, index: FamilyIndex) -> usize {
+        self.engine.families.iter().take_while(|(other, _)| *other < index).count()
     }
+}
+
+fn rank(keys: &Keys, index: KeyIndex) -> usize {
+    keys.iter().take_while(|(other, _)| *other < index).count()
 }

@@ -1,36 +1,74 @@
 //! Holds: from the grant to the one end of each.
 
+use core::time::Duration;
+use std::collections::BTreeSet;
+
+use crate::families::{Family, FamilyIndex, Kin};
 use crate::fault::{Fault, Step};
+use crate::holders::Holders;
+use crate::input::ForcedDelay;
 use crate::keys::KeyIndex;
 use crate::mutation::Mutation;
-use crate::requests::{Hold, RequestIndex, Stage};
+use crate::requests::{Hold, KeyUse, Part, Request, RequestIndex, Stage};
 use crate::timers::Timer;
-use smallvec::smallvec;
-
-use crate::{Command, Ending, Engine, HolderId, Instant, KeyGrant, LostReason, Token};
+use crate::{Command, Ending, Engine, HolderId, Instant, KeyGrant, LockKey, LostReason, RejectReason, SmallVec, Token};
 
 impl Engine {
-    /// Makes the waiter a holder; the key's next step said that it may be one.
+    /// Makes the waiter a holder; the last of its keys said that it may be one.
     pub(crate) fn grant(&mut self, index: RequestIndex) -> Step {
-        self.leave_queue(index)?;
+        self.leave_queues(index)?;
         let request = self.requests.get(index)?;
-        let (key, limit) = (request.key, self.now + request.hold_max);
-        let hold = Hold { token: self.take_token(key)?, granted: self.now, limit };
-        self.keys.get_mut(key)?.holder = Some(index);
+        let mut uses = request.uses.clone();
+        let mut limit = self.now + request.hold_max;
+        let family = match request.kin {
+            Kin::Of(family) => Some(family),
+            Kin::None | Kin::Founder(_) => None,
+        };
+        if let Some(family) = family {
+            limit = limit.min(self.families.get(family)?.limit);
+        }
+        for used in &mut uses {
+            self.keys.get_mut(used.key)?.coming -= 1;
+            used.token = Some(match (used.part, family) {
+                (Part::Joins, Some(family)) => self.token_of_family(family, used.key)?,
+                _ => self.take_token(used.key)?,
+            });
+        }
+        for (used, token) in uses.iter().filter(|used| used.part == Part::Bears).filter_map(with_token) {
+            self.keys.get_mut(used.key)?.holders.add(index, used.mode, token);
+        }
+        self.join_family(index, limit)?;
+        let hold = Hold { granted: self.now, limit };
+        let request = self.requests.get_mut(index)?;
+        request.uses = uses;
         self.requests.set_stage(index, Stage::Holding(hold))?;
         self.timers.set(limit, Timer::HoldLimit(index));
-        self.tell_grant(index, hold)
+        self.tell_grant(index, hold)?;
+        for position in 0..self.requests.get(index)?.uses.len() {
+            let used = self.requests.get(index)?.uses.get(position).copied();
+            self.pump(used.ok_or(Fault::Broken("a hold has lost a key"))?.key)?;
+        }
+        Ok(())
     }
 
     /// Tells a grant; again after a resume, if the first telling may have been lost.
     pub(crate) fn tell_grant(&mut self, index: RequestIndex, hold: Hold) -> Step {
         let request = self.requests.get(index)?;
-        let holder = request.holder;
+        let HolderId { session, request: id } = request.holder;
         let waited = hold.granted.saturating_since(request.since);
-        let (seq, valid) = self.promise(holder.session)?;
-        let keys = smallvec![KeyGrant { token: hold.token, barrier: hold.token }];
-        let HolderId { session, request } = holder;
-        self.emit(Command::Grant { session, request, keys, secret: None, waited, seq, valid });
+        let secret = match &request.kin {
+            Kin::Of(family) => Some(self.families.get(*family)?.secret),
+            Kin::None | Kin::Founder(_) => None,
+        };
+        let mut granted: SmallVec<[(u8, KeyGrant); 1]> = SmallVec::new();
+        for (used, token) in request.uses.iter().filter_map(with_token) {
+            let barrier = self.keys.get(used.key)?.holders.lowest().unwrap_or(token);
+            granted.push((used.asked, KeyGrant { token, barrier }));
+        }
+        granted.sort_unstable_by_key(|(asked, _)| *asked);
+        let keys = granted.into_iter().map(|(_, granted)| granted).collect();
+        let (seq, valid) = self.promise(session)?;
+        self.emit(Command::Grant { session, request: id, keys, secret, waited, seq, valid });
         Ok(())
     }
 
@@ -50,25 +88,103 @@ impl Engine {
         Ok(token)
     }
 
+    fn token_of_family(&self, family: FamilyIndex, key: KeyIndex) -> Step<Token> {
+        for member in &self.families.get(family)?.members {
+            let used = self.requests.get(*member)?.uses.iter().find(|used| used.key == key);
+            if let Some(token) = used.and_then(|used| used.token) {
+                return Ok(token);
+            }
+        }
+        Err(Fault::Broken("a family does not have a key that it lets others join"))
+    }
+
+    /// A new hold becomes a member of the family that it waited for, or founds the one that it offered.
+    fn join_family(&mut self, index: RequestIndex, limit: Instant) -> Step {
+        let request = self.requests.get_mut(index)?;
+        let order = request.order;
+        match core::mem::take(&mut request.kin) {
+            Kin::None => {}
+            Kin::Of(family) => {
+                let entry = self.families.get_mut(family)?;
+                entry.waiting.remove(&index);
+                entry.members.insert(index);
+                self.requests.get_mut(index)?.kin = Kin::Of(family);
+            }
+            // A secret that is another one's already was not random; nobody can join then.
+            Kin::Founder(secret) => {
+                if let Some(family) = self.families.found(Family::new(*secret, order, limit, index))? {
+                    self.requests.get_mut(index)?.kin = Kin::Of(family);
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn hold_limit(&mut self, index: RequestIndex) -> Step {
-        self.lose(index, LostReason::HoldLimit)
+        self.lose(index, LostReason::HoldLimit, ForcedDelay::Keep)
+    }
+
+    /// Every hold of the key is lost.
+    pub(crate) fn lose_holders(&mut self, index: KeyIndex, reason: LostReason) -> Step {
+        for request in self.holders_of(index, None)? {
+            self.lose(request, reason, ForcedDelay::Keep)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn force_release(&mut self, name: &LockKey, token: Option<Token>, delay: ForcedDelay) -> Step {
+        let Some(index) = self.keys.find(name) else { return Ok(()) };
+        for request in self.holders_of(index, token)? {
+            self.lose(request, LostReason::Forced, delay)?;
+        }
+        if delay == ForcedDelay::Skip && token.is_none() {
+            self.lift_quarantine(index)?;
+        }
+        self.pump(index)
+    }
+
+    /// The holds that use the key, those that joined others among them; all, or those of one token.
+    fn holders_of(&self, index: KeyIndex, token: Option<Token>) -> Step<Vec<RequestIndex>> {
+        let mut all = Vec::new();
+        for bearer in self.keys.get(index)?.holders.iter() {
+            let request = self.requests.get(bearer)?;
+            if token.is_some() && request.use_of(index)?.token != token {
+                continue;
+            }
+            all.push(bearer);
+            if let Kin::Of(family) = request.kin {
+                for member in self.families.get(family)?.members.iter().filter(|member| **member != bearer) {
+                    if self.requests.get(*member)?.uses.iter().any(|used| used.key == index) {
+                        all.push(*member);
+                    }
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// Tells the client to let go. The hold lives on until the client confirms, or can not believe in it any more.
     /// One that was told before stays as it is.
-    pub(crate) fn lose(&mut self, index: RequestIndex, reason: LostReason) -> Step {
+    fn lose(&mut self, index: RequestIndex, reason: LostReason, delay: ForcedDelay) -> Step {
         let request = self.requests.get(index)?;
         let holder = request.holder;
-        let Stage::Holding(hold) = request.stage else { return Ok(()) };
+        let Stage::Holding(hold) = request.stage else {
+            if let Stage::Ending { delay: before, .. } = &mut self.requests.get_mut(index)?.stage
+                && delay == ForcedDelay::Skip
+            {
+                *before = delay;
+            }
+            return Ok(());
+        };
         let mut promise = self.sessions.get(holder.session)?.promise;
         if self.mutated(Mutation::EndBeforePromise) {
             promise = self.now;
         }
         self.timers.clear(hold.limit, Timer::HoldLimit(index));
         self.timers.set(promise, Timer::PromiseOver(index));
-        self.requests.set_stage(index, Stage::Ending { hold, reason, promise })?;
+        self.requests.set_stage(index, Stage::Ending { hold, reason, promise, delay })?;
         self.emit(Command::Lost { session: holder.session, request: holder.request, reason });
-        Ok(())
+        self.turn_away_joiners(index)
     }
 
     pub(crate) fn promise_over(&mut self, index: RequestIndex) -> Step {
@@ -78,28 +194,136 @@ impl Engine {
     /// The one end of every hold.
     pub(crate) fn end_hold(&mut self, index: RequestIndex, ending: Ending) -> Step {
         let request = self.requests.remove(index)?;
-        let granted = match request.stage {
+        let (granted, delay) = match request.stage {
             Stage::Waiting(_) => return Err(Fault::Broken("the end of a hold that is none")),
             Stage::Holding(hold) => {
                 self.timers.clear(hold.limit, Timer::HoldLimit(index));
-                hold.granted
+                (hold.granted, ForcedDelay::Keep)
             }
-            Stage::Ending { hold, promise, .. } => {
+            Stage::Ending { hold, promise, delay, .. } => {
                 self.timers.clear(promise, Timer::PromiseOver(index));
-                hold.granted
+                (hold.granted, delay)
             }
         };
         self.sessions.get_mut(request.holder.session)?.requests.remove(&request.holder.request);
-        let now = self.now;
-        let key = self.keys.get_mut(request.key)?;
-        key.holder = None;
-        key.learn_hold(now.saturating_since(granted));
-        match ending {
-            Ending::Clean | Ending::Unsent => {}
-            Ending::Unclean if self.mutated(Mutation::NoLockDelay) => {}
-            Ending::Unclean => self.quarantine(request.key, now + request.lock_delay)?,
+        let quarantine = match (ending, delay) {
+            (Ending::Clean | Ending::Unsent, _) | (Ending::Unclean, ForcedDelay::Skip) => None,
+            (Ending::Unclean, ForcedDelay::Keep) if self.mutated(Mutation::NoLockDelay) => None,
+            (Ending::Unclean, ForcedDelay::Keep) => Some(request.lock_delay),
+        };
+        let held = self.now.saturating_since(granted);
+        match request.kin {
+            Kin::Of(family) => {
+                self.together(|engine| engine.leave_family(index, &request, family, quarantine, held))?;
+            }
+            Kin::None | Kin::Founder(_) => {
+                for used in &request.uses {
+                    self.free_key(*used, quarantine, held)?;
+                }
+            }
         }
-        self.pump(request.key)
+        for used in &request.uses {
+            self.pump(used.key)?;
+        }
+        Ok(())
+    }
+
+    /// The last who used the key has released it.
+    fn free_key(&mut self, used: KeyUse, quarantine: Option<Duration>, held: Duration) -> Step {
+        let token = used.token.ok_or(Fault::Broken("a hold without a token"))?;
+        let until = quarantine.map(|delay| self.now + delay).filter(|until| *until > self.now);
+        let in_group = matches!(self.keys.get(used.key)?.holders, Holders::Group(_));
+        let key = self.keys.get_mut(used.key)?;
+        key.learn_hold(held);
+        if in_group {
+            return self.change_lingering(used.key, |holders| holders.end(token, until));
+        }
+        key.holders.end(token, None);
+        match until {
+            Some(until) => self.quarantine(used.key, until),
+            None => Ok(()),
+        }
+    }
+
+    /// What the member bore for others is borne on by one of them; what nobody else uses is free.
+    fn leave_family(
+        &mut self,
+        index: RequestIndex,
+        request: &Request,
+        family: FamilyIndex,
+        quarantine: Option<Duration>,
+        held: Duration,
+    ) -> Step {
+        self.families.get_mut(family)?.members.remove(&index);
+        for used in &request.uses {
+            let heir = self.other_user(family, used.key)?;
+            let unclean = &mut self.families.get_mut(family)?.unclean;
+            if heir.is_some()
+                && let Some(delay) = quarantine
+            {
+                let before = unclean.entry(used.key).or_default();
+                *before = delay.max(*before);
+            }
+            match (heir, used.part) {
+                (Some(_), Part::Joins) => {}
+                (Some(heir), Part::Bears) => self.pass_on(*used, heir)?,
+                (None, _) => {
+                    let left_behind = self.families.get_mut(family)?.unclean.remove(&used.key);
+                    self.free_key(*used, left_behind.max(quarantine), held)?;
+                }
+            }
+        }
+        self.turn_away_from(family)?;
+        if self.families.get(family)?.members.is_empty() {
+            self.families.forget(family)?;
+        }
+        Ok(())
+    }
+
+    fn other_user(&self, family: FamilyIndex, key: KeyIndex) -> Step<Option<RequestIndex>> {
+        for member in &self.families.get(family)?.members {
+            if self.requests.get(*member)?.uses.iter().any(|used| used.key == key) {
+                return Ok(Some(*member));
+            }
+        }
+        Ok(None)
+    }
+
+    fn pass_on(&mut self, used: KeyUse, heir: RequestIndex) -> Step {
+        let token = used.token.ok_or(Fault::Broken("a hold without a token"))?;
+        self.keys.get_mut(used.key)?.holders.pass_on(token, heir);
+        let inherited = self.requests.get_mut(heir)?.uses.iter_mut().find(|own| own.key == used.key);
+        let inherited = inherited.ok_or(Fault::Broken("a request does not use its key"))?;
+        // As strict as before: others were let in, or kept out, by the mode that stands among the holders.
+        *inherited = KeyUse { part: Part::Bears, mode: used.mode, ..*inherited };
+        Ok(())
+    }
+
+    fn turn_away_joiners(&mut self, lost: RequestIndex) -> Step {
+        match self.requests.get(lost)?.kin {
+            Kin::Of(family) => self.together(|engine| engine.turn_away_from(family)),
+            Kin::None | Kin::Founder(_) => Ok(()),
+        }
+    }
+
+    /// Who waits to join the hold of a key that nobody of the family has any more, or only such as were told that it is
+    /// lost, waits for nothing.
+    fn turn_away_from(&mut self, family: FamilyIndex) -> Step {
+        let mut alive = BTreeSet::new();
+        for member in &self.families.get(family)?.members {
+            let request = self.requests.get(*member)?;
+            if matches!(request.stage, Stage::Holding(_)) {
+                alive.extend(request.uses.iter().map(|used| used.key));
+            }
+        }
+        let waiting: Vec<RequestIndex> = self.families.get(family)?.waiting.iter().copied().collect();
+        for request in waiting {
+            let gone = |used: &KeyUse| used.part == Part::Joins && !alive.contains(&used.key);
+            if alive.is_empty() || self.requests.get(request)?.uses.iter().any(gone) {
+                self.answer_waiter(request, RejectReason::NoSuchHold)?;
+            }
+        }
+        Ok(())
     }
 
     /// Keeps the key from being granted before `until`, or longer if it is kept for longer already.
@@ -120,4 +344,41 @@ impl Engine {
         self.keys.get_mut(index)?.quarantine = None;
         self.pump(index)
     }
+
+    pub(crate) fn lingering_over(&mut self, index: KeyIndex) -> Step {
+        let now = self.now;
+        self.change_lingering(index, |holders| holders.end_lingering(now))?;
+        self.pump(index)
+    }
+
+    /// An operator says that no earlier work goes on. What an owner before us promised is not ours to know of.
+    fn lift_quarantine(&mut self, index: KeyIndex) -> Step {
+        self.change_lingering(index, |holders| holders.skip_lingering())?;
+        let key = self.keys.get_mut(index)?;
+        let inherited = key.inherited;
+        if let Some(before) = key.quarantine.take() {
+            self.timers.clear(before, Timer::QuarantineOver(index));
+        }
+        self.quarantine(index, inherited)
+    }
+
+    fn change_lingering(&mut self, index: KeyIndex, change: impl FnOnce(&mut Holders)) -> Step {
+        let holders = &mut self.keys.get_mut(index)?.holders;
+        let before = holders.next_lingering();
+        change(holders);
+        let after = holders.next_lingering();
+        if before != after {
+            if let Some(before) = before {
+                self.timers.clear(before, Timer::LingeringOver(index));
+            }
+            if let Some(after) = after {
+                self.timers.set(after, Timer::LingeringOver(index));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn with_token(used: &KeyUse) -> Option<(&KeyUse, Token)> {
+    used.token.map(|token| (used, token))
 }

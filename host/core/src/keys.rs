@@ -1,32 +1,34 @@
 //! The tracked keys: who owns them in the store, who holds and who waits, and which of them are idle.
 
+use core::hash::BuildHasher;
 use core::time::Duration;
-use std::collections::{BTreeMap, HashMap};
 
+use hashbrown::{DefaultHashBuilder, HashTable};
 use slab::Slab;
 
 use crate::fault::{Fault, Step};
-use crate::requests::{Place, RequestIndex};
-use crate::{ClaimId, Epoch, Instant, LockKey, Token};
+use crate::holders::Holders;
+use crate::queue::Queue;
+use crate::requests::RequestIndex;
+use crate::{ClaimId, Epoch, Instant, LockKey, Mode, Token};
 
 /// A place in the table of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct KeyIndex(pub(crate) u32);
-
-/// A place in a key's queue: first come, first served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Ticket(u64);
 
 /// One tracked key. A million idle ones must fit in memory: what only busy keys need is boxed.
 #[derive(Clone, Debug)]
 pub(crate) struct Key {
     pub(crate) name: LockKey,
     pub(crate) ownership: Ownership,
-    /// The hold of the key, live or ending; shared holds will make it several.
-    pub(crate) holder: Option<RequestIndex>,
+    pub(crate) holders: Holders,
     /// Not to be granted before then.
     pub(crate) quarantine: Option<Instant>,
+    /// Until when it is in quarantine for the sake of an owner before us.
+    pub(crate) inherited: Instant,
     pub(crate) queue: Option<Box<Queue>>,
+    /// Requests that will queue for it once they have all smaller keys.
+    pub(crate) coming: u32,
     pub(crate) last_token: Option<Token>,
     /// When the store had last given us the key or a place in its queue, if it does not any more.
     pub(crate) heard: Option<Instant>,
@@ -55,6 +57,13 @@ pub(crate) enum Ownership {
         queued: bool,
     },
     Owned(Owned),
+}
+
+impl Ownership {
+    /// The store has not told yet who has the key.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        matches!(self, Self::None | Self::Claiming { queued: false, .. })
+    }
 }
 
 /// A key that is ours to grant.
@@ -106,9 +115,11 @@ impl Key {
         Self {
             name,
             ownership: Ownership::None,
-            holder: None,
+            holders: Holders::None,
             quarantine: None,
+            inherited: Instant::default(),
             queue: None,
+            coming: 0,
             last_token: None,
             heard: None,
             typical_hold_us: None,
@@ -116,9 +127,19 @@ impl Key {
         }
     }
 
+    /// Whether a hold in this mode may begin now, as far as earlier ones go.
+    pub(crate) fn admits(&self, mode: Mode) -> bool {
+        self.quarantine.is_none() && self.holders.admits(mode)
+    }
+
     /// Neither held nor in quarantine.
     pub(crate) fn is_free(&self) -> bool {
-        self.holder.is_none() && self.quarantine.is_none()
+        self.holders.is_none() && self.quarantine.is_none()
+    }
+
+    /// Free, and nobody wants it.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.is_free() && self.queue.is_none() && self.coming == 0
     }
 
     pub(crate) fn waiters(&self) -> usize {
@@ -126,11 +147,29 @@ impl Key {
     }
 
     pub(crate) fn first_live(&self) -> Option<RequestIndex> {
-        self.queue.as_ref()?.live.first_key_value().map(|(_, request)| *request)
+        self.queue.as_ref()?.first_live()
     }
 
     pub(crate) fn first_try(&self) -> Option<RequestIndex> {
-        self.queue.as_ref()?.tries.first_key_value().map(|(_, request)| *request)
+        self.queue.as_ref()?.first_try()
+    }
+
+    pub(crate) fn pinned_by(&self) -> Option<RequestIndex> {
+        self.queue.as_ref()?.pinned_by
+    }
+
+    /// When one more request would get its turn: the rest of the quarantine, and a typical hold for every turn before
+    /// it. `None` if nothing is known.
+    pub(crate) fn estimate(&self, now: Instant) -> Option<Duration> {
+        let turns = self.queue.as_ref().map_or(0, |queue| queue.turns()) + usize::from(self.holders.is_in_the_way());
+        let turns = u32::try_from(turns).unwrap_or(u32::MAX);
+        let holds = self.typical_hold_us.map(|us| Duration::from_micros(u64::from(us)).saturating_mul(turns));
+        let lingering = if self.holders.len() == 0 { self.holders.last_lingering() } else { None };
+        let quarantine = self.quarantine.max(lingering).map(|until| until.saturating_since(now));
+        match (holds, quarantine) {
+            (None, None) => None,
+            (holds, quarantine) => Some(holds.unwrap_or_default().saturating_add(quarantine.unwrap_or_default())),
+        }
     }
 
     pub(crate) fn is_listed_idle(&self) -> bool {
@@ -147,84 +186,13 @@ impl Key {
     }
 }
 
-/// The waiters of a key.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Queue {
-    live: BTreeMap<Ticket, RequestIndex>,
-    passed_over: BTreeMap<Ticket, RequestIndex>,
-    tries: BTreeMap<Ticket, RequestIndex>,
-    next_ticket: u64,
-    /// The largest lock delay asked for since the queue was last empty.
-    pub(crate) lock_delay: Duration,
-}
-
-impl Queue {
-    pub(crate) fn len(&self) -> usize {
-        self.live.len() + self.passed_over.len()
-    }
-
-    pub(crate) fn push(&mut self, request: RequestIndex, place: Place, is_try: bool, lock_delay: Duration) -> Ticket {
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
-        self.side(place).insert(ticket, request);
-        if is_try {
-            self.tries.insert(ticket, request);
-        }
-        self.lock_delay = self.lock_delay.max(lock_delay);
-        ticket
-    }
-
-    pub(crate) fn shift(&mut self, ticket: Ticket, request: RequestIndex, from: Place, to: Place) {
-        self.side(from).remove(&ticket);
-        self.side(to).insert(ticket, request);
-    }
-
-    pub(crate) fn remove(&mut self, ticket: Ticket, place: Place) {
-        self.side(place).remove(&ticket);
-        self.tries.remove(&ticket);
-    }
-
-    /// In the order of their coming, whether their turn can come or not.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = RequestIndex> {
-        let mut sides = [self.live.iter().peekable(), self.passed_over.iter().peekable()];
-        core::iter::from_fn(move || {
-            let [live, passed_over] = &mut sides;
-            match (live.peek(), passed_over.peek()) {
-                (Some((first, _)), Some((second, _))) if second < first => passed_over.next(),
-                (Some(_), _) => live.next(),
-                (None, _) => passed_over.next(),
-            }
-            .map(|(_, index)| *index)
-        })
-    }
-
-    pub(crate) fn first(&self) -> Option<RequestIndex> {
-        let sides = [self.live.first_key_value(), self.passed_over.first_key_value()];
-        sides.into_iter().flatten().min_by_key(|(ticket, _)| **ticket).map(|(_, request)| *request)
-    }
-
-    pub(crate) fn last_live(&self) -> Option<RequestIndex> {
-        self.live.last_key_value().map(|(_, request)| *request)
-    }
-
-    #[cfg(any(test, debug_assertions, feature = "mutations"))]
-    pub(crate) fn has(&self, ticket: Ticket, place: Place, is_try: bool) -> bool {
-        let side = if place == Place::Live { &self.live } else { &self.passed_over };
-        side.contains_key(&ticket) && self.tries.contains_key(&ticket) == is_try
-    }
-
-    fn side(&mut self, place: Place) -> &mut BTreeMap<Ticket, RequestIndex> {
-        match place {
-            Place::Live => &mut self.live,
-            Place::PassedOver => &mut self.passed_over,
-        }
-    }
-}
-
 /// All tracked keys, and the list of the idle ones, longest idle first.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Keys {
-    by_name: HashMap<LockKey, KeyIndex>,
+    /// Places only: the names are in the slab already. Nothing ever goes through it in its order.
+    by_name: HashTable<KeyIndex>,
+    /// Fast, and seeded at random, so that nobody can choose names that collide.
+    hash_builder: DefaultHashBuilder,
     slab: Slab<Key>,
     owned: usize,
     first_idle: Option<KeyIndex>,
@@ -241,13 +209,18 @@ impl Keys {
     }
 
     pub(crate) fn find(&self, name: &LockKey) -> Option<KeyIndex> {
-        self.by_name.get(name).copied()
+        let hash = self.hash_builder.hash_one(name);
+        let is_it = |index: &KeyIndex| self.slab.get(index.0 as usize).is_some_and(|key| key.name == *name);
+        self.by_name.find(hash, is_it).copied()
     }
 
     pub(crate) fn insert(&mut self, name: LockKey) -> Step<KeyIndex> {
         let index = self.slab.insert(Key::new(name.clone()));
         let index = u32::try_from(index).map(KeyIndex).map_err(|_| Fault::Broken("the table of keys is full"))?;
-        self.by_name.insert(name, index);
+        let hash = |name: &LockKey| self.hash_builder.hash_one(name);
+        // The names of all keys that are in the table are in the slab.
+        let rehash = |index: &KeyIndex| self.slab.get(index.0 as usize).map_or(0, |key| hash(&key.name));
+        self.by_name.insert_unique(hash(&name), index, rehash);
         Ok(index)
     }
 
@@ -257,6 +230,15 @@ impl Keys {
 
     pub(crate) fn get_mut(&mut self, index: KeyIndex) -> Step<&mut Key> {
         self.slab.get_mut(index.0 as usize).ok_or(Fault::Broken("no such key"))
+    }
+
+    pub(crate) fn has(&self, index: KeyIndex) -> bool {
+        self.slab.contains(index.0 as usize)
+    }
+
+    /// The queue of a key that somebody waits for.
+    pub(crate) fn queue_mut(&mut self, index: KeyIndex) -> Step<&mut Queue> {
+        self.get_mut(index)?.queue.as_deref_mut().ok_or(Fault::Broken("the key has no queue"))
     }
 
     /// The key's ownership, if it is ours.
@@ -280,7 +262,9 @@ impl Keys {
         self.unlist_idle(index)?;
         let key = self.slab.try_remove(index.0 as usize).ok_or(Fault::Broken("no such key"))?;
         self.owned -= usize::from(matches!(key.ownership, Ownership::Owned(_)));
-        self.by_name.remove(&key.name);
+        if let Ok(entry) = self.by_name.find_entry(self.hash_builder.hash_one(&key.name), |other| *other == index) {
+            entry.remove();
+        }
         Ok(())
     }
 

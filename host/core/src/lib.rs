@@ -5,16 +5,18 @@
 //! knows nothing of sockets or stores: ownership of keys and the host's lease reach it as inputs, claims and grants
 //! leave it as commands. Invariants are numbered as in ARCHITECTURE.md; [`Engine::check`] asserts them.
 
-mod acquire;
+mod admission;
 #[cfg(any(test, debug_assertions, feature = "mutations"))]
 mod check;
 mod command;
 mod config;
 mod describe;
 mod engine;
+mod families;
 mod fault;
 #[cfg(feature = "model")]
 mod fingerprint;
+mod holders;
 mod holds;
 mod input;
 mod keys;
@@ -23,10 +25,12 @@ mod names;
 mod ownership;
 mod promise;
 mod pump;
+mod queue;
 mod requests;
 mod sessions;
 mod time;
 mod timers;
+mod waiting;
 
 pub use command::{Command, EndReason, KeyGrant, LostReason, RejectReason};
 pub use config::{Config, HandoffBudget};

@@ -39,6 +39,8 @@ impl Engine {
             }
         }
         if !self.mutated(Mutation::PredecessorIgnored) {
+            let key = self.keys.get_mut(index)?;
+            key.inherited = key.inherited.max(quarantined_until);
             self.quarantine(index, quarantined_until)?;
         }
         if !self.keys.get(index)?.is_free() {
@@ -102,7 +104,7 @@ impl Engine {
                 let asked = owned.asked;
                 self.drop_ownership(index)?;
                 self.keys.set_ownership(index, Ownership::Claiming { claim: answered, asked, queued: true })?;
-                self.lose_holder(index)?;
+                self.lose_holders(index, LostReason::Lease)?;
             }
             // An older claim's answer; the newer one decides.
             Ownership::Claiming { .. } | Ownership::Owned(_) => return Ok(()),
@@ -130,8 +132,10 @@ impl Engine {
             }
             _ => return Ok(()),
         }
-        self.reject_waiters(index, RejectReason::StoreUnavailable)?;
-        self.pump(index)
+        self.together(|engine| {
+            engine.reject_waiters(index, RejectReason::StoreUnavailable)?;
+            engine.pump(index)
+        })
     }
 
     pub(crate) fn ownership_contended(&mut self, name: &LockKey) -> Step {
@@ -163,7 +167,7 @@ impl Engine {
             return Ok(());
         }
         self.drop_ownership(index)?;
-        self.lose_holder(index)?;
+        self.lose_holders(index, LostReason::Lease)?;
         self.pump(index)
     }
 
@@ -177,12 +181,14 @@ impl Engine {
 
     pub(crate) fn lease_lost(&mut self) -> Step {
         self.lease = Lease::None;
-        for index in self.keys.indices() {
-            self.drop_ownership(index)?;
-            self.lose_holder(index)?;
-            self.pump(index)?;
-        }
-        Ok(())
+        self.together(|engine| {
+            for index in engine.keys.indices() {
+                engine.drop_ownership(index)?;
+                engine.lose_holders(index, LostReason::Lease)?;
+                engine.pump(index)?;
+            }
+            Ok(())
+        })
     }
 
     pub(crate) fn drain(&mut self) -> Step {
@@ -190,11 +196,13 @@ impl Engine {
             return Ok(());
         }
         self.phase = Phase::Draining;
-        for index in self.keys.indices() {
-            self.reject_waiters(index, RejectReason::Draining)?;
-            self.pump(index)?;
-        }
-        Ok(())
+        self.together(|engine| {
+            for index in engine.keys.indices() {
+                engine.reject_waiters(index, RejectReason::Draining)?;
+                engine.pump(index)?;
+            }
+            Ok(())
+        })
     }
 
     /// Gives the record back, or the place in its queue. The key stays until it is of no more use.
@@ -225,14 +233,7 @@ impl Engine {
         Ok(())
     }
 
-    fn lose_holder(&mut self, index: KeyIndex) -> Step {
-        match self.keys.get(index)?.holder {
-            Some(holder) => self.lose(holder, LostReason::Lease),
-            None => Ok(()),
-        }
-    }
-
-    /// Answers every waiter of the key, first come first. Without pumping: the caller does.
+    /// Answers every waiter of the key, first come first. The caller sees to it that no key takes a step meanwhile.
     fn reject_waiters(&mut self, index: KeyIndex, reason: RejectReason) -> Step {
         while let Some(request) = self.keys.get(index)?.queue.as_ref().and_then(|queue| queue.first()) {
             self.answer_waiter(request, reason)?;

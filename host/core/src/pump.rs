@@ -1,14 +1,13 @@
 //! The next step of a key: the one place that decides when to claim, grant, yield and forget.
 
 use core::time::Duration;
-use std::collections::BTreeSet;
 
 use crate::engine::Phase;
 use crate::fault::{Fault, Step};
 use crate::keys::{Key, KeyIndex, Owned, Ownership};
 use crate::mutation::Mutation;
 use crate::promise::{useful_validity, validity};
-use crate::requests::{Place, Request, RequestIndex, Stage};
+use crate::requests::{Part, Place, Request, RequestIndex, Stage, Uses, Waiting};
 use crate::{Command, Engine, RejectReason};
 
 /// What a key needs now. Every change to a key is followed by steps until it rests; [`Engine::check`] asserts that.
@@ -33,6 +32,10 @@ pub(crate) enum KeyStep {
     TimeOut(RequestIndex),
     /// Its session has gone quiet.
     PassOver(RequestIndex),
+    /// Its turn has come here, and it goes on to its next key.
+    Pin(RequestIndex),
+    /// It is not its turn any more.
+    Unpin(RequestIndex),
     /// Nothing can be granted before the lease is renewed.
     Stall,
 }
@@ -40,18 +43,37 @@ pub(crate) enum KeyStep {
 impl Engine {
     /// Makes several changes as one: no key takes a step on part of them.
     pub(crate) fn together(&mut self, changes: impl FnOnce(&mut Self) -> Step) -> Step {
-        self.held_back = Some(BTreeSet::new());
-        changes(self)?;
-        for index in self.held_back.take().unwrap_or_default() {
-            self.pump(index)?;
+        if self.settling {
+            return changes(self);
         }
+        self.settling = true;
+        changes(self)?;
+        self.settle()
+    }
+
+    /// Lets the key take its steps, and whatever keys those touch: now, or when what is under way is done.
+    pub(crate) fn pump(&mut self, index: KeyIndex) -> Step {
+        if self.settling {
+            self.unsettled.insert(index);
+            return Ok(());
+        }
+        self.settling = true;
+        self.take_steps(index)?;
+        self.settle()
+    }
+
+    fn settle(&mut self) -> Step {
+        while let Some(index) = self.unsettled.pop_first() {
+            self.take_steps(index)?;
+        }
+        self.settling = false;
         Ok(())
     }
 
     /// Takes steps until the key rests.
-    pub(crate) fn pump(&mut self, index: KeyIndex) -> Step {
-        if let Some(held_back) = &mut self.held_back {
-            held_back.insert(index);
+    fn take_steps(&mut self, index: KeyIndex) -> Step {
+        // It may have been forgotten since it was noted.
+        if !self.keys.has(index) {
             return Ok(());
         }
         loop {
@@ -68,12 +90,13 @@ impl Engine {
                 KeyStep::ListIdle => self.keys.list_idle(index, self.now)?,
                 KeyStep::UnlistIdle => self.keys.unlist_idle(index)?,
                 KeyStep::Grant(request) => self.grant(request)?,
-                KeyStep::TimeOut(request) => self.answer_timeout(request)?,
-                KeyStep::PassOver(request) => {
-                    let session = self.requests.get(request)?.holder.session;
-                    self.sessions.get_mut(session)?.passed_over = true;
-                    self.place_waiter(request, Place::PassedOver)?;
+                KeyStep::TimeOut(request) => self.wait_over(request)?,
+                KeyStep::PassOver(request) => self.pass_over(request)?,
+                KeyStep::Pin(request) => {
+                    self.keys.queue_mut(index)?.pinned_by = Some(request);
+                    self.join_next_queue(request)?;
                 }
+                KeyStep::Unpin(request) => self.unpin(index, request)?,
                 KeyStep::Stall => {
                     self.stalled.insert(index);
                 }
@@ -84,25 +107,66 @@ impl Engine {
     /// Decides, and changes nothing.
     pub(crate) fn next_step(&self, index: KeyIndex) -> Step<KeyStep> {
         let key = self.keys.get(index)?;
-        if !key.is_free()
-            && let Some(request) = key.first_try()
+        if let Some(request) = key.first_try()
+            && !self.may_hold(index, key, request)?
         {
             return Ok(KeyStep::RefuseTry(request));
         }
+        if let Some(pinner) = key.pinned_by()
+            && !self.has(index, key, pinner)?
+        {
+            return Ok(KeyStep::Unpin(pinner));
+        }
         match &key.ownership {
             Ownership::None if key.waiters() > 0 => Ok(KeyStep::Claim),
-            Ownership::None if key.is_free() => Ok(KeyStep::Forget),
+            Ownership::None if key.is_idle() => Ok(KeyStep::Forget),
             Ownership::None => Ok(KeyStep::Rest),
             Ownership::Claiming { queued, .. } => Ok(self.next_step_claiming(key, *queued)),
             Ownership::Owned(owned) => self.next_step_owned(index, key, owned),
         }
     }
 
+    /// Whether earlier holds leave room for this one, or it joins them.
+    fn may_hold(&self, index: KeyIndex, key: &Key, request: RequestIndex) -> Step<bool> {
+        let used = self.requests.get(request)?.use_of(index)?;
+        Ok(used.part == Part::Joins || key.admits(used.mode))
+    }
+
+    /// Whether a request that has just come for one key would be granted by its key's next step: it need not queue.
+    pub(crate) fn is_next_at_once(&self, index: RequestIndex) -> Step<bool> {
+        let request = self.requests.get(index)?;
+        let Stage::Waiting(Waiting { place: Place::Live, .. }) = request.stage else { return Ok(false) };
+        let &[used] = request.uses.as_slice() else { return Ok(false) };
+        let key = self.keys.get(used.key)?;
+        let Ownership::Owned(owned) = &key.ownership else { return Ok(false) };
+        let quiet = key.queue.is_none() && owned.contention.is_none() && !owned.wants_epoch() && !self.settling;
+        Ok(quiet
+            && key.admits(used.mode)
+            && self.is_ready(owned, request)
+            && self.phase == Phase::Serving
+            && self.prospect(request)? == Prospect::Good)
+    }
+
+    /// Whether the request is first in line for a key that is ours, and could hold it now: all but what depends on the
+    /// lease and its session.
+    fn has(&self, index: KeyIndex, key: &Key, request: RequestIndex) -> Step<bool> {
+        let Ownership::Owned(owned) = &key.ownership else { return Ok(false) };
+        Ok(self.is_ready(owned, self.requests.get(request)?)
+            && key.first_live() == Some(request)
+            && self.may_hold(index, key, request)?)
+    }
+
+    /// Whether the store remembers the request's lock delay, and has given us a token for it.
+    fn is_ready(&self, owned: &Owned, request: &Request) -> bool {
+        let remembered = request.lock_delay <= owned.lock_delay || self.mutated(Mutation::LockDelayNotRaised);
+        remembered && owned.next_token().is_some()
+    }
+
     /// A claim that nobody waits for any more is left to land: were it withdrawn, waits shorter than the store's answer
     /// would never come to anything. It counts as idle meanwhile, so that it is neither kept for ever nor in the way.
     fn next_step_claiming(&self, key: &Key, queued: bool) -> KeyStep {
         let unwanted = key.waiters() == 0;
-        let idle = unwanted && key.is_free();
+        let idle = key.is_idle();
         // A place behind another host would have that host give the key up for nobody.
         if unwanted && (queued || self.phase != Phase::Serving) {
             KeyStep::Yield
@@ -115,7 +179,7 @@ impl Engine {
 
     fn next_step_owned(&self, index: KeyIndex, key: &Key, owned: &Owned) -> Step<KeyStep> {
         let live = key.first_live();
-        if key.is_free() {
+        if key.is_free() && key.pinned_by().is_none() {
             let spent = owned.next_token().is_none() && owned.pending.is_none();
             let give_up = match &owned.contention {
                 _ if self.phase != Phase::Serving => true,
@@ -127,7 +191,7 @@ impl Engine {
                 return Ok(KeyStep::Yield);
             }
         }
-        let idle = key.is_free() && key.waiters() == 0;
+        let idle = key.is_idle();
         if idle != key.is_listed_idle() {
             return Ok(if idle { KeyStep::ListIdle } else { KeyStep::UnlistIdle });
         }
@@ -138,28 +202,43 @@ impl Engine {
             }
         }
         match live {
-            Some(request) if key.is_free() => self.next_step_of_first(index, owned, self.first_come(key, request)),
-            _ => Ok(KeyStep::Rest),
+            Some(request) => self.next_step_of_first(index, key, self.first_come(key, request)),
+            None => Ok(KeyStep::Rest),
         }
     }
 
-    /// The key is ours and free, and `first` is whose turn it is.
-    fn next_step_of_first(&self, index: KeyIndex, owned: &Owned, first: RequestIndex) -> Step<KeyStep> {
+    /// The key is ours, and `first` is whose turn it is.
+    fn next_step_of_first(&self, index: KeyIndex, key: &Key, first: RequestIndex) -> Step<KeyStep> {
         let request = self.requests.get(first)?;
         let Stage::Waiting(waiting) = request.stage else { return Err(Fault::Broken("a hold stands in a queue")) };
+        if key.pinned_by() == Some(first) || !self.may_hold(index, key, first)? {
+            return Ok(KeyStep::Rest);
+        }
         if waiting.deadline <= self.now {
             return Ok(KeyStep::TimeOut(first));
         }
-        let remembered = request.lock_delay <= owned.lock_delay || self.mutated(Mutation::LockDelayNotRaised);
-        if owned.next_token().is_none() || !remembered {
+        let out_of_turn = self.mutated(Mutation::LastComeFirstServed);
+        if !out_of_turn && !self.has(index, key, first)? {
             return Ok(KeyStep::Rest);
         }
+        let is_last = request.uses.last().is_some_and(|last| last.key == index);
         Ok(match self.prospect(request)? {
-            Prospect::Good => KeyStep::Grant(first),
             Prospect::Quiet => KeyStep::PassOver(first),
+            _ if !is_last => KeyStep::Pin(first),
+            Prospect::Good => self.grant_or_stand_back(index, first)?,
             Prospect::LeaseShort if self.stalled.contains(&index) => KeyStep::Rest,
             Prospect::LeaseShort => KeyStep::Stall,
         })
+    }
+
+    /// All keys must be had at the very moment of the grant: one may have changed whose step is still to come.
+    fn grant_or_stand_back(&self, last: KeyIndex, request: RequestIndex) -> Step<KeyStep> {
+        for used in self.requests.get(request)?.uses.iter().filter(|used| used.key != last) {
+            if !self.has(used.key, self.keys.get(used.key)?, request)? {
+                return Ok(KeyStep::Rest);
+            }
+        }
+        Ok(KeyStep::Grant(request))
     }
 
     /// Whether enough of a promise is left for a grant to this waiter to be worth making.
@@ -178,11 +257,41 @@ impl Engine {
         })
     }
 
-    fn first_come(&self, key: &Key, first: RequestIndex) -> RequestIndex {
-        if self.mutated(Mutation::LastComeFirstServed) {
-            return key.queue.as_ref().and_then(|queue| queue.last_live()).unwrap_or(first);
+    /// Its session has gone quiet: others go first.
+    fn pass_over(&mut self, index: RequestIndex) -> Step {
+        let session = self.requests.get(index)?.holder.session;
+        self.sessions.get_mut(session)?.passed_over = true;
+        self.place_waiter(index, Place::PassedOver)?;
+        self.pump_queued(index)
+    }
+
+    /// The pinner does not have the key any more: it leaves the queues of all larger ones, and starts again from here.
+    fn unpin(&mut self, index: KeyIndex, request: RequestIndex) -> Step {
+        self.keys.queue_mut(index)?.pinned_by = None;
+        let uses = self.requests.get(request)?.uses.clone();
+        let kept = uses.iter().position(|used| used.key == index).map_or(0, |position| position + 1);
+        self.stand_back(request, u8::try_from(kept).unwrap_or(u8::MAX))?;
+        for used in uses.iter().skip(kept) {
+            self.pump(used.key)?;
         }
-        first
+        Ok(())
+    }
+
+    pub(crate) fn pump_queued(&mut self, index: RequestIndex) -> Step {
+        let queued: Uses = self.requests.get(index)?.queued()?.into();
+        for used in queued {
+            self.pump(used.key)?;
+        }
+        Ok(())
+    }
+
+    fn first_come(&self, key: &Key, first: RequestIndex) -> RequestIndex {
+        if !self.mutated(Mutation::LastComeFirstServed) {
+            return first;
+        }
+        let last = key.queue.as_ref().and_then(|queue| queue.last_live());
+        let alone = |index: &RequestIndex| self.requests.get(*index).is_ok_and(|request| request.uses.len() == 1);
+        last.filter(alone).unwrap_or(first)
     }
 
     fn claim(&mut self, index: KeyIndex) -> Step {

@@ -3,10 +3,13 @@
 use core::time::Duration;
 
 use slab::Slab;
+use smallvec::SmallVec;
 
+use crate::families::Kin;
 use crate::fault::{Fault, Step};
-use crate::keys::{KeyIndex, Ticket};
-use crate::{HolderId, Instant, LostReason, Mode, Token};
+use crate::input::ForcedDelay;
+use crate::keys::KeyIndex;
+use crate::{HolderId, Instant, LostReason, Mode, Token, Who};
 
 /// A place in the table of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,15 +19,39 @@ pub(crate) struct RequestIndex(pub(crate) u32);
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) holder: HolderId,
-    /// One key; several will be granted together.
-    pub(crate) key: KeyIndex,
-    /// Always exclusive for now; decides whether holds are compatible.
-    #[allow(dead_code)]
-    pub(crate) mode: Mode,
+    /// Its keys, in the order of their names: that in which it queues for them.
+    pub(crate) uses: Uses,
     pub(crate) hold_max: Duration,
     pub(crate) lock_delay: Duration,
     pub(crate) since: Instant,
+    /// Its place among all requests of this engine.
+    pub(crate) order: u64,
+    pub(crate) kin: Kin,
     pub(crate) stage: Stage,
+    pub(crate) who: Option<Box<Who>>,
+}
+
+pub(crate) type Uses = SmallVec<[KeyUse; 1]>;
+
+/// One key of a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeyUse {
+    pub(crate) key: KeyIndex,
+    /// Its place in the acquire.
+    pub(crate) asked: u8,
+    pub(crate) part: Part,
+    pub(crate) mode: Mode,
+    /// Of a hold.
+    pub(crate) token: Option<Token>,
+}
+
+/// How a request has, or will have, a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// By itself: it is among the key's holders.
+    Bears,
+    /// Its family has the key already; another member is among the holders.
+    Joins,
 }
 
 /// How far a request has come.
@@ -37,17 +64,19 @@ pub(crate) enum Stage {
         hold: Hold,
         reason: LostReason,
         promise: Instant,
+        delay: ForcedDelay,
     },
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Waiting {
-    pub(crate) ticket: Ticket,
     pub(crate) deadline: Instant,
     /// When its own wait ends; earlier than the deadline while the store alone keeps it waiting.
     pub(crate) own_deadline: Instant,
     pub(crate) patience: Patience,
     pub(crate) place: Place,
+    /// It stands in the queues of so many of its keys: it has all but the last of them, as far as it can.
+    pub(crate) queues: u8,
 }
 
 /// What a request waits for.
@@ -69,7 +98,6 @@ pub(crate) enum Place {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hold {
-    pub(crate) token: Token,
     pub(crate) granted: Instant,
     pub(crate) limit: Instant,
 }
@@ -81,13 +109,25 @@ pub(crate) struct Requests {
     holds: usize,
 }
 
-impl Requests {
-    /// Where the next request will stand.
-    pub(crate) fn next_index(&self) -> Step<RequestIndex> {
-        let index = self.slab.vacant_key();
-        u32::try_from(index).map(RequestIndex).map_err(|_| Fault::Broken("the table of requests is full"))
+impl Request {
+    /// The keys whose queues it stands in; a fault if it does not wait.
+    pub(crate) fn queued(&self) -> Step<&[KeyUse]> {
+        let Stage::Waiting(waiting) = &self.stage else { return Err(Fault::Broken("a hold stands in a queue")) };
+        self.uses.get(..usize::from(waiting.queues)).ok_or(Fault::Broken("a request queues for what it has not asked"))
     }
 
+    /// The last key that it queues for: the one that it waits for.
+    pub(crate) fn frontier(&self) -> Step<KeyUse> {
+        self.queued()?.last().copied().ok_or(Fault::Broken("a waiter stands in no queue"))
+    }
+
+    /// What it asks of this key.
+    pub(crate) fn use_of(&self, key: KeyIndex) -> Step<KeyUse> {
+        self.uses.iter().find(|used| used.key == key).copied().ok_or(Fault::Broken("a request does not use its key"))
+    }
+}
+
+impl Requests {
     pub(crate) fn insert(&mut self, request: Request) -> Step<RequestIndex> {
         let index = self.slab.insert(request);
         u32::try_from(index).map(RequestIndex).map_err(|_| Fault::Broken("the table of requests is full"))
@@ -97,12 +137,15 @@ impl Requests {
         self.slab.get(index.0 as usize).ok_or(Fault::Broken("no such request"))
     }
 
+    pub(crate) fn get_mut(&mut self, index: RequestIndex) -> Step<&mut Request> {
+        self.slab.get_mut(index.0 as usize).ok_or(Fault::Broken("no such request"))
+    }
+
     /// The request's waiting stage; a fault if it is a hold.
     pub(crate) fn waiting(&mut self, index: RequestIndex) -> Step<&mut Waiting> {
-        match self.slab.get_mut(index.0 as usize).map(|request| &mut request.stage) {
-            Some(Stage::Waiting(waiting)) => Ok(waiting),
-            Some(_) => Err(Fault::Broken("a hold stands in a queue")),
-            None => Err(Fault::Broken("no such waiter")),
+        match &mut self.get_mut(index)?.stage {
+            Stage::Waiting(waiting) => Ok(waiting),
+            _ => Err(Fault::Broken("a hold stands in a queue")),
         }
     }
 

@@ -1,6 +1,8 @@
 //! Sessions: the liveness of clients, what was promised to them, and the comparison of beliefs when one comes back.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
+
+use hashbrown::HashMap;
 
 use crate::fault::{Fault, Step};
 use crate::mutation::Mutation;
@@ -23,11 +25,20 @@ pub(crate) struct Session {
     pub(crate) link: Link,
     /// When its timer goes off; its end is `heard` + TTL, which is this or later.
     pub(crate) looked_at: Instant,
-    pub(crate) requests: BTreeMap<RequestId, RequestIndex>,
+    /// Walked through by [`Session::in_order`] alone: what happens must not depend on the map's order.
+    pub(crate) requests: HashMap<RequestId, RequestIndex>,
     pub(crate) waiters: usize,
     pub(crate) last_request: Option<RequestId>,
     /// Some of its waiters were passed over because it had gone quiet.
     pub(crate) passed_over: bool,
+}
+
+impl Session {
+    fn in_order(&self) -> Vec<(RequestId, RequestIndex)> {
+        let mut requests: Vec<(RequestId, RequestIndex)> = self.requests.iter().map(|(id, at)| (*id, *at)).collect();
+        requests.sort_unstable();
+        requests
+    }
 }
 
 /// Whether there is a stream.
@@ -86,7 +97,7 @@ impl Engine {
             promise: self.now,
             link: Link::Connected,
             looked_at,
-            requests: BTreeMap::new(),
+            requests: HashMap::new(),
             waiters: 0,
             last_request: None,
             passed_over: false,
@@ -140,9 +151,11 @@ impl Engine {
         let waiters = core::mem::take(&mut resume.waiters);
         let mut unknown = Vec::new();
         self.together(|engine| {
+            let waiting = engine.still_waiting(id, &resume)?;
             engine.compare(id, &resume, &waiters)?;
             for acquire in waiters {
-                if !engine.compare_waiter(id, &acquire)? {
+                // One that was turned away with the hold that it was to join has its answer.
+                if !engine.compare_waiter(id, &acquire)? && !waiting.contains(&acquire.request) {
                     unknown.push(acquire);
                 }
             }
@@ -152,6 +165,20 @@ impl Engine {
             self.admit(id, acquire)?;
         }
         self.acknowledge(id)
+    }
+
+    /// The session's waiters, less those that the client says are none any more.
+    fn still_waiting(&self, id: SessionId, resume: &Resume) -> Step<BTreeSet<RequestId>> {
+        let mut waiting = BTreeSet::new();
+        for (request, index) in self.sessions.get(id)?.in_order() {
+            if !self.requests.get(index)?.stage.is_hold() {
+                waiting.insert(request);
+            }
+        }
+        for request in resume.releases.iter().map(|(request, _)| request).chain(&resume.holds) {
+            waiting.remove(request);
+        }
+        Ok(waiting)
     }
 
     /// Everything but the waiters that the client lists.
@@ -212,14 +239,17 @@ impl Engine {
 
     /// What the client did not list: it does not wait any more, and what became of a hold we cannot know.
     fn end_unlisted(&mut self, id: SessionId, listed: &BTreeSet<RequestId>) -> Step {
-        let all = &self.sessions.get(id)?.requests;
-        let unlisted: Vec<RequestIndex> =
-            all.iter().filter(|(request, _)| !listed.contains(request)).map(|(_, index)| *index).collect();
-        for index in unlisted {
-            match self.requests.get(index)?.stage {
-                Stage::Waiting(_) => self.drop_waiter(index)?,
-                Stage::Holding(_) | Stage::Ending { .. } => self.end_hold(index, Ending::Unclean)?,
-            }
+        let all = self.sessions.get(id)?.in_order();
+        let (mut waiters, mut holds) = (Vec::new(), Vec::new());
+        for (_, index) in all.into_iter().filter(|(request, _)| !listed.contains(request)) {
+            if self.requests.get(index)?.stage.is_hold() { holds.push(index) } else { waiters.push(index) }
+        }
+        // In this order: the end of a hold turns away those who wait to join it.
+        for index in waiters {
+            self.drop_waiter(index)?;
+        }
+        for index in holds {
+            self.end_hold(index, Ending::Unclean)?;
         }
         Ok(())
     }
@@ -268,31 +298,16 @@ impl Engine {
         if session.waiters == 0 {
             return Ok(());
         }
-        let requests: Vec<RequestIndex> = session.requests.values().copied().collect();
-        let mut keys = BTreeSet::new();
-        for index in requests {
-            let request = self.requests.get(index)?;
-            if let Stage::Waiting(waiting) = request.stage
-                && waiting.place != to
-            {
-                keys.insert(request.key);
-                self.place_waiter(index, to)?;
+        let requests = session.in_order();
+        self.together(|engine| {
+            for (_, index) in requests {
+                if matches!(engine.requests.get(index)?.stage, Stage::Waiting(waiting) if waiting.place != to) {
+                    engine.place_waiter(index, to)?;
+                    engine.pump_queued(index)?;
+                }
             }
-        }
-        for key in keys {
-            self.pump(key)?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn place_waiter(&mut self, index: RequestIndex, to: Place) -> Step {
-        let key = self.requests.get(index)?.key;
-        let waiting = self.requests.waiting(index)?;
-        let from = core::mem::replace(&mut waiting.place, to);
-        let ticket = waiting.ticket;
-        let queue = self.keys.get_mut(key)?.queue.as_mut().ok_or(Fault::Broken("a waiter has no queue"))?;
-        queue.shift(ticket, index, from, to);
-        Ok(())
+            Ok(())
+        })
     }
 
     /// False, and answered, if there is no such session.

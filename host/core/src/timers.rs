@@ -13,6 +13,8 @@ pub(crate) enum Timer {
     PromiseOver(RequestIndex),
     /// A key may be granted again.
     QuarantineOver(KeyIndex),
+    /// One of a key's holds that ended uncleanly does not count any more.
+    LingeringOver(KeyIndex),
     /// A session may have gone silent; its heartbeats do not move this timer, it looks again.
     SessionSilent(SessionId),
     /// A hold has lasted as long as it may.

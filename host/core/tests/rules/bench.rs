@@ -40,6 +40,26 @@ pub(crate) fn only(name: &str) -> SmallVec<[KeyRequest; 1]> {
     smallvec![KeyRequest { key: key(name), mode: Mode::Exclusive }]
 }
 
+/// The keys of an acquire, in these modes.
+pub(crate) fn keys(wanted: &[(&str, Mode)]) -> SmallVec<[KeyRequest; 1]> {
+    wanted.iter().map(|(name, mode)| KeyRequest { key: key(name), mode: *mode }).collect()
+}
+
+pub(crate) fn limit(limit: u32) -> Mode {
+    Mode::Limit(limit.try_into().unwrap())
+}
+
+/// An acquire of key `k` in this mode.
+pub(crate) fn wants_as(request: u64, mode: Mode) -> Acquire {
+    Acquire { keys: keys(&[("k", mode)]), ..wants(request) }
+}
+
+/// An acquire of these keys in exclusive mode.
+pub(crate) fn wants_all(request: u64, names: &[&str]) -> Acquire {
+    let wanted: Vec<(&str, Mode)> = names.iter().map(|name| (*name, Mode::Exclusive)).collect();
+    Acquire { keys: keys(&wanted), ..wants(request) }
+}
+
 /// What a grant in exclusive mode brings.
 pub(crate) fn alone(token: Token) -> SmallVec<[KeyGrant; 1]> {
     smallvec![KeyGrant { token, barrier: token }]
@@ -179,6 +199,18 @@ pub(crate) fn grant(session: u64, request: u64, token: Token, waited_ms: u64, va
     let (session, request) = (SessionId(session), RequestId(request));
     let keys = alone(token);
     Command::Grant { session, request, keys, secret: None, waited: ms(waited_ms), seq: HeartbeatSeq(1), valid }
+}
+
+/// A grant of several keys: their tokens and barriers.
+pub(crate) fn grant_all(session: u64, request: u64, granted: &[(Token, Token)], waited_ms: u64) -> Command {
+    let keys = granted.iter().map(|(token, barrier)| KeyGrant { token: *token, barrier: *barrier }).collect();
+    let (session, request) = (SessionId(session), RequestId(request));
+    Command::Grant { session, request, keys, secret: None, waited: ms(waited_ms), seq: HeartbeatSeq(1), valid: VALID }
+}
+
+/// A grant of key `k` beside others.
+pub(crate) fn grant_beside(session: u64, request: u64, token: Token, barrier: Token) -> Command {
+    grant_all(session, request, &[(token, barrier)], 0)
 }
 
 pub(crate) fn ack(session: u64, seq: u64, valid: Duration) -> Command {

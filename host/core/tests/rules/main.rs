@@ -4,9 +4,13 @@
 mod bench;
 mod bounds;
 mod drain;
+mod forced;
 mod holding;
+mod modes;
 mod ownership;
+mod reentry;
 mod resuming;
 mod sessions;
+mod several;
 mod tokens;
 mod waiting;

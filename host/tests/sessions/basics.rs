@@ -1,156 +1,21 @@
-//! The host as its clients see it: real gRPC streams to a real host on a real SQLite file.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+//! Sessions, streams, bounds and ends, with one exclusive key.
 
 use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
-use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status, Streaming};
-use turnstile_host::config::{Config, Overrides};
-use turnstile_host::service::{Host, Stopped};
+use tonic::Code;
+use tonic::transport::Endpoint;
+use turnstile_host::service::Stopped;
 use turnstile_protocol::v1::lock_service_client::LockServiceClient;
 use turnstile_protocol::v1::server_item::Item;
 use turnstile_protocol::v1::{
-    Acquire, ClientItem, ClientMessage, Ending, Grant, Heartbeat, Hello, KeyRequest, LostReason, Mode, RejectReason,
-    Release, Resume, Welcome,
+    Acquire, ClientItem, ClientMessage, Ending, Heartbeat, Hello, LostReason, RejectReason, Resume, Welcome,
 };
 use turnstile_protocol::{ITEMS_PER_MESSAGE_MAX, NAME_MAX_BYTES, VERSION};
 
-/// Long enough for a loaded machine; a test that waits this long has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-struct Running {
-    address: String,
-    stop: oneshot::Sender<()>,
-    stopped: JoinHandle<Stopped>,
-}
-
-async fn start(directory: &TempDir, more: &str) -> Running {
-    let overrides = Overrides {
-        listen: Some(([127, 0, 0, 1], 0).into()),
-        admin_listen: Some(([127, 0, 0, 1], 0).into()),
-        database: Some(directory.path().join("locks.db")),
-    };
-    let config = Config::parse(more, &overrides).unwrap();
-    let host = Host::start(config).await.unwrap();
-    let address = format!("http://{}", host.sessions_address());
-    let (stop, stopping) = oneshot::channel();
-    let stopped = tokio::spawn(host.run_until(async {
-        let _ = stopping.await;
-    }));
-    Running { address, stop, stopped }
-}
-
-impl Running {
-    async fn stop(self) -> Stopped {
-        self.stop.send(()).unwrap();
-        within(self.stopped).await.unwrap()
-    }
-}
-
-async fn connect(running: &Running) -> Channel {
-    Endpoint::from_shared(running.address.clone()).unwrap().connect().await.unwrap()
-}
-
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("the host did not answer in time")
-}
-
-/// One stream, with what it sends and what it was told.
-struct Stream {
-    send: mpsc::UnboundedSender<ClientMessage>,
-    receive: Streaming<turnstile_protocol::v1::ServerMessage>,
-    queue: std::collections::VecDeque<Item>,
-}
-
-impl Stream {
-    async fn open(running: &Running) -> Self {
-        Self::open_on(connect(running).await).await
-    }
-
-    async fn open_on(channel: Channel) -> Self {
-        let mut client = LockServiceClient::new(channel);
-        let (send, receiver) = mpsc::unbounded_channel();
-        let receive = client.session(UnboundedReceiverStream::new(receiver)).await.unwrap().into_inner();
-        Self { send, receive, queue: std::collections::VecDeque::new() }
-    }
-
-    fn say(&self, item: impl Into<ClientItem>) {
-        self.send.send(ClientMessage { items: vec![item.into()] }).unwrap();
-    }
-
-    async fn hear(&mut self) -> Result<Item, Status> {
-        loop {
-            if let Some(item) = self.queue.pop_front() {
-                return Ok(item);
-            }
-            match within(self.receive.message()).await? {
-                Some(message) => self.queue.extend(message.items.into_iter().filter_map(|item| item.item)),
-                None => return Err(Status::ok("the stream ended")),
-            }
-        }
-    }
-
-    async fn refused(mut self) -> Code {
-        loop {
-            if let Err(status) = self.hear().await {
-                return status.code();
-            }
-        }
-    }
-
-    async fn welcome(&mut self) -> Welcome {
-        match self.hear().await.unwrap() {
-            Item::Welcome(welcome) => welcome,
-            other => panic!("expected a Welcome, got {other:?}"),
-        }
-    }
-
-    async fn grant(&mut self) -> Grant {
-        match self.hear().await.unwrap() {
-            Item::Grant(grant) => grant,
-            other => panic!("expected a Grant, got {other:?}"),
-        }
-    }
-
-    async fn rejection(&mut self) -> (u64, RejectReason) {
-        match self.hear().await.unwrap() {
-            Item::Reject(reject) => (reject.id, reject.reason()),
-            other => panic!("expected a Reject, got {other:?}"),
-        }
-    }
-}
-
-fn hello() -> Hello {
-    Hello { protocol_version: VERSION, node: "test".into(), generation: 1, heartbeat_seq: 1, ..Hello::default() }
-}
-
-fn resume(welcome: &Welcome, generation: u64, seq: u64, resume: Resume) -> Hello {
-    let incarnation = welcome.incarnation.clone();
-    let resume = Resume { incarnation, session_id: welcome.session_id, ..resume };
-    Hello { generation, heartbeat_seq: seq, resume: Some(resume), ..hello() }
-}
-
-fn acquire(id: u64, key: &str, wait_ms: u32) -> Acquire {
-    let keys = vec![KeyRequest { key: key.into(), mode: Mode::Exclusive.into(), limit: 0 }];
-    Acquire { id, keys, wait_ms, lock_delay_ms: 100, ..Acquire::default() }
-}
-
-fn release(id: u64, ending: Ending) -> Release {
-    Release { id, ending: ending.into() }
-}
-
-async fn session(running: &Running) -> (Stream, Welcome) {
-    let mut stream = Stream::open(running).await;
-    stream.say(hello());
-    let welcome = stream.welcome().await;
-    (stream, welcome)
-}
+use crate::client::*;
 
 #[tokio::test]
 async fn a_lock_goes_from_one_session_to_the_next_with_a_larger_token() {
