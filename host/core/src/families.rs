@@ -13,7 +13,7 @@ use crate::requests::RequestIndex;
 use crate::{HolderSecret, Instant};
 
 /// A place in the table of families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct FamilyIndex(u32);
 
 /// What a request has to do with a family.
@@ -55,6 +55,9 @@ impl Family {
 pub(crate) struct Families {
     by_secret: HashMap<HolderSecret, FamilyIndex>,
     slab: Slab<Family>,
+    /// Places to be taken again, the next one last, as the slab has them.
+    #[cfg(feature = "model")]
+    pub(crate) vacant: Vec<u32>,
 }
 
 impl Families {
@@ -79,12 +82,16 @@ impl Families {
         let index =
             u32::try_from(self.slab.insert(family)).map_err(|_| Fault::Broken("the table of families is full"))?;
         self.by_secret.insert(secret, FamilyIndex(index));
+        #[cfg(feature = "model")]
+        self.vacant.pop();
         Ok(Some(FamilyIndex(index)))
     }
 
     pub(crate) fn forget(&mut self, index: FamilyIndex) -> Step<Family> {
         let family = self.slab.try_remove(index.0 as usize).ok_or(Fault::Broken("no such family"))?;
         self.by_secret.remove(&family.secret);
+        #[cfg(feature = "model")]
+        self.vacant.push(index.0);
         Ok(family)
     }
 

@@ -1,15 +1,16 @@
 //! What of the engine's state decides how it goes on, for a model checker: states that differ in nothing else are one.
 //!
-//! Instants count from now, names that only count are shown as a [`View`] sees them, places in tables and in the order
-//! of requests by their rank. Left out are: what only reports and estimates tell (since when, how long), what
-//! [`Engine::check`] derives from the rest (timers, counters), and which vacant place of a table is taken next.
+//! Instants count from now, names that only count are shown as a [`View`] sees them, the order of requests by rank.
+//! Places in tables are shown, and which are vacant: of timers due at one instant, the smaller place goes first. Left out
+//! is what only reports and estimates tell (since when, how long), and what [`Engine::check`] derives from the rest
+//! (timers, counters).
 
 use std::hash::{Hash, Hasher};
 
-use crate::families::{Family, FamilyIndex, Kin};
-use crate::keys::{Key, KeyIndex, Keys, Owned, Ownership};
+use crate::families::{Family, Kin};
+use crate::keys::{Key, KeyIndex, Owned, Ownership};
 use crate::promise::Lease;
-use crate::requests::{KeyUse, Request, RequestIndex, Stage};
+use crate::requests::{KeyUse, Request, Stage};
 use crate::sessions::{Link, Session};
 use crate::timers::Timer;
 use crate::{ClaimId, Engine, Epoch, HeartbeatSeq, Instant, LockKey, SessionId, Token};
@@ -41,16 +42,21 @@ impl Engine {
         for (index, key) in self.keys.iter() {
             shown.key(index, key, hasher);
         }
-        for (index, since) in self.keys.walk_idle() {
-            (rank(&self.keys, index), view.until(since + self.config.idle_ownership)).hash(hasher);
-        }
+        let idle = self.keys.walk_idle().map(|(index, since)| (index, view.until(since + self.config.idle_ownership)));
+        idle.collect::<Vec<_>>().hash(hasher);
         (self.requests.holds(), self.requests.waiters()).hash(hasher);
-        for (_, request) in self.requests.iter() {
+        for (index, request) in self.requests.iter() {
+            index.hash(hasher);
             shown.request(request, hasher);
         }
-        for (_, family) in self.families.iter() {
+        self.families.iter().count().hash(hasher);
+        for (index, family) in self.families.iter() {
+            index.hash(hasher);
             shown.family(family, hasher);
         }
+        out_of_order(&self.keys.vacant, self.keys.len()).hash(hasher);
+        out_of_order(&self.requests.vacant, self.requests.iter().count()).hash(hasher);
+        out_of_order(&self.families.vacant, self.families.iter().count()).hash(hasher);
         let mut sessions: Vec<_> = self.sessions.iter().map(|(id, session)| (view.session(id), id, session)).collect();
         sessions.sort_unstable_by_key(|(name, ..)| *name);
         sessions.len().hash(hasher);
@@ -74,7 +80,7 @@ struct Shown<'a, V> {
 
 impl<V: View> Shown<'_, V> {
     fn key(&self, index: KeyIndex, key: &Key, hasher: &mut impl Hasher) {
-        key.name.hash(hasher);
+        (index, &key.name).hash(hasher);
         match &key.ownership {
             Ownership::None => 0_u8.hash(hasher),
             Ownership::Claiming { claim, asked, queued } => {
@@ -86,15 +92,14 @@ impl<V: View> Shown<'_, V> {
             }
         }
         let until = |at| self.view.until(at);
-        let holders: Vec<_> = key.holders.iter().map(|holder| self.place(holder)).collect();
+        let holders: Vec<_> = key.holders.iter().collect();
         let lingering: Vec<_> = key.holders.lingering().map(|(at, mode)| (until(at), mode)).collect();
         (holders, lingering, key.quarantine.map(until), until(key.inherited).max(0)).hash(hasher);
         key.last_token.map(|token| self.token(&key.name, token)).hash(hasher);
         self.engine.stalled.contains(&index).hash(hasher);
         key.queue.is_some().hash(hasher);
         if let Some(queue) = &key.queue {
-            let waiters: Vec<_> = queue.iter().map(|waiter| self.place(waiter)).collect();
-            (waiters, queue.lock_delay, queue.pinned_by.map(|pinner| self.place(pinner))).hash(hasher);
+            (queue.iter().collect::<Vec<_>>(), queue.lock_delay, queue.pinned_by).hash(hasher);
         }
     }
 
@@ -118,7 +123,7 @@ impl<V: View> Shown<'_, V> {
         match &request.kin {
             Kin::None => 0_u8.hash(hasher),
             Kin::Founder(secret) => (1_u8, secret).hash(hasher),
-            Kin::Of(family) => (2_u8, self.place_of_family(*family)).hash(hasher),
+            Kin::Of(family) => (2_u8, family).hash(hasher),
         }
         let until = |at| self.view.until(at);
         match request.stage {
@@ -138,17 +143,12 @@ impl<V: View> Shown<'_, V> {
     fn key_use(&self, used: &KeyUse, hasher: &mut impl Hasher) {
         let name = self.engine.keys.get(used.key).ok().map(|key| &key.name);
         let token = name.zip(used.token).map(|(name, token)| self.token(name, token));
-        (name, used.asked, used.part as u8, used.mode, token).hash(hasher);
+        (used.key, used.asked, used.part as u8, used.mode, token).hash(hasher);
     }
 
     fn family(&self, family: &Family, hasher: &mut impl Hasher) {
         (family.secret, self.order(family.order), self.view.until(family.limit)).hash(hasher);
-        for members in [&family.members, &family.waiting] {
-            members.iter().map(|member| self.place(*member)).collect::<Vec<_>>().hash(hasher);
-        }
-        for (key, delay) in &family.unclean {
-            (rank(&self.engine.keys, *key), delay).hash(hasher);
-        }
+        (&family.members, &family.waiting, &family.unclean).hash(hasher);
     }
 
     fn session(&self, id: SessionId, session: &Session, hasher: &mut impl Hasher) {
@@ -168,16 +168,12 @@ impl<V: View> Shown<'_, V> {
         let of_families = self.engine.families.iter().map(|(_, family)| family.order);
         of_requests.chain(of_families).filter(|other| *other < order).count()
     }
-
-    fn place(&self, index: RequestIndex) -> usize {
-        self.engine.requests.iter().take_while(|(other, _)| *other < index).count()
-    }
-
-    fn place_of_family(&self, index: FamilyIndex) -> usize {
-        self.engine.families.iter().take_while(|(other, _)| *other < index).count()
-    }
 }
 
-fn rank(keys: &Keys, index: KeyIndex) -> usize {
-    keys.iter().take_while(|(other, _)| *other < index).count()
+/// The vacant places of a table with so many taken ones, less those that are as if they had never been taken: whoever
+/// comes gets the last of the list, and new places at the end after the first.
+fn out_of_order(vacant: &[u32], taken: usize) -> &[u32] {
+    let places = (0..taken + vacant.len()).rev();
+    let as_new = vacant.iter().zip(places).take_while(|(vacant, place)| **vacant as usize == *place).count();
+    vacant.get(as_new..).unwrap_or_default()
 }

@@ -107,6 +107,9 @@ pub(crate) struct Hold {
 pub(crate) struct Requests {
     slab: Slab<Request>,
     holds: usize,
+    /// Places to be taken again, the next one last, as the slab has them.
+    #[cfg(feature = "model")]
+    pub(crate) vacant: Vec<u32>,
 }
 
 impl Request {
@@ -130,6 +133,8 @@ impl Request {
 impl Requests {
     pub(crate) fn insert(&mut self, request: Request) -> Step<RequestIndex> {
         let index = self.slab.insert(request);
+        #[cfg(feature = "model")]
+        self.vacant.pop();
         u32::try_from(index).map(RequestIndex).map_err(|_| Fault::Broken("the table of requests is full"))
     }
 
@@ -160,6 +165,8 @@ impl Requests {
     pub(crate) fn remove(&mut self, index: RequestIndex) -> Step<Request> {
         let request = self.slab.try_remove(index.0 as usize).ok_or(Fault::Broken("no such request"))?;
         self.holds -= usize::from(request.stage.is_hold());
+        #[cfg(feature = "model")]
+        self.vacant.push(index.0);
         Ok(request)
     }
 

@@ -3,9 +3,9 @@
 
 use std::hash::{Hash, Hasher};
 
-use turnstile_core::{Ending, Mode, SessionId, View};
+use turnstile_core::{Ending, SessionId, View};
 
-use crate::judge::{Judge, Lingering, Sight, Sights};
+use crate::judge::{HeldKey, Judge, Lingering, Sight, Sights};
 use crate::names::{Names, until};
 use crate::plan::Plan;
 use crate::wire::{Beliefs, ToClient, ToHost};
@@ -83,9 +83,15 @@ impl Client {
     }
 
     /// The keys that it holds, as it believes.
-    pub(crate) fn believes(&self, now: u64, plan: &Plan) -> impl Iterator<Item = (usize, Mode)> {
+    pub(crate) fn believes(&self, now: u64, plan: &Plan) -> impl Iterator<Item = HeldKey> {
         let holds = self.requests.iter().filter(move |request| request.stage == Stage::Holding && self.promise > now);
-        holds.flat_map(|request| plan.ask(self.number, request.number, request.choice).keys.iter().copied())
+        holds.flat_map(|request| self.keys_of(request, plan))
+    }
+
+    fn keys_of(&self, request: &Request, plan: &Plan) -> impl Iterator<Item = HeldKey> {
+        let family = plan.family(self.number, request.number, request.choice);
+        let keys = plan.ask(self.number, request.number, request.choice).keys.iter();
+        keys.map(move |(key, mode)| HeldKey { key: *key, mode: *mode, family })
     }
 
     pub(crate) fn count(&self, stage: Stage) -> usize {
@@ -228,8 +234,7 @@ impl Client {
             }
             Some(request) => {
                 request.stage = Stage::Holding;
-                let ask = around.plan.ask(self.number, number, request.choice);
-                around.sights.see(if ask.keys.len() > 1 { Sight::GrantedSeveralKeys } else { Sight::Granted });
+                around.sights.see(Sight::Granted);
                 None
             }
         }
@@ -263,10 +268,11 @@ impl Client {
         let Some(place) = self.requests.iter().position(|request| request.number == number) else { return };
         let request = self.requests.remove(place);
         if ending == Ending::Unclean {
-            let ask = around.plan.ask(self.number, number, request.choice);
-            let until = ended + ask.lock_delay;
-            let holds = ask.keys.iter().map(|(key, mode)| Lingering { until, key: *key, mode: *mode });
-            around.judge.lingering.extend(holds.filter(|hold| hold.until > around.now));
+            let until = ended + around.plan.ask(self.number, number, request.choice).lock_delay;
+            if until > around.now {
+                let holds = self.keys_of(&request, around.plan);
+                around.judge.lingering.extend(holds.map(|hold| Lingering { until, hold }));
+            }
         }
     }
 
@@ -287,6 +293,8 @@ impl Client {
     pub(crate) fn feed(&self, names: &Names<'_>, hasher: &mut impl Hasher) {
         let now = names.now;
         (self.link, self.unanswered, self.session.map(|session| names.session(session))).hash(hasher);
+        // The lengths tell where one list ends and the next begins.
+        (self.sent.len(), self.requests.len(), self.unacked.len(), self.unsaid.len()).hash(hasher);
         for (seq, at) in &self.sent {
             (self.seq - seq, until(now, *at)).hash(hasher);
         }
@@ -300,11 +308,9 @@ impl Client {
         for (number, ending, covered) in &self.unacked {
             (number, ending, covered.wrapping_sub(self.seq)).hash(hasher);
         }
-        u64::MAX.hash(hasher);
         for message in &self.unsaid {
             message.feed(self.number, names, hasher);
         }
-        u64::MAX.hash(hasher);
     }
 }
 

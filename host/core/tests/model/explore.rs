@@ -15,9 +15,9 @@ use crate::world::{Action, World};
 const SAFE: &str = "I1, I2, I5";
 
 #[derive(Clone)]
-struct Exploration {
-    plan: Plan,
-    sights: Arc<Sights>,
+pub(crate) struct Exploration {
+    pub(crate) plan: Plan,
+    pub(crate) sights: Arc<Sights>,
 }
 
 impl Model for Exploration {
@@ -44,8 +44,8 @@ impl Model for Exploration {
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
             next.judge.violate(|| format!("check: {}", text.unwrap_or_default()));
         }
-        if matches!(action, Action::Tick { late_client: None, late_host: None }) {
-            self.judge_standstill(world, &mut next);
+        if matches!(action, Action::Tick { late_client: None, late_host: None }) && next.is_calm() {
+            self.judge_calm(world, &mut next);
         }
         Some(next)
     }
@@ -56,24 +56,55 @@ impl Model for Exploration {
 }
 
 impl Exploration {
-    /// I5: when all work and time alone changes nothing any more, whoever still waits or holds at a host is a client's
-    /// request, and nobody waits unless somebody holds.
-    fn judge_standstill(&self, before: &World, world: &mut World) {
-        if !before.is_calm() || before.fingerprint() != world.fingerprint() {
-            return;
-        }
-        self.sights.see(Sight::Standstill);
+    /// I5, and what of I6 can be seen at one instant. Judged in calm: everybody is connected and heard in time.
+    fn judge_calm(&self, before: &World, world: &mut World) {
         let count = |stage| world.clients.iter().map(|peer| peer.client.count(stage)).sum::<usize>();
         let (waiting, holding) = (count(Stage::Waiting), count(Stage::Holding));
-        let engines = || world.hosts.iter().map(|node| &node.host.engine);
-        let waiters: usize = engines().map(|engine| engine.waiter_count()).sum();
-        let holds: usize = engines().map(|engine| engine.hold_count()).sum();
-        if (waiters, holds) != (waiting, holding) || (holding == 0 && waiting > 0) {
-            let what = format!("I5: {waiting} wait and {holding} hold, at the hosts {waiters} and {holds}, for ever");
-            world.judge.violate(|| what);
+        if waiting > 0 && holding == 0 {
+            self.wait_out(world);
+        }
+        // Time alone changes nothing any more: the hosts have what the clients have.
+        if before.fingerprint() == world.fingerprint() {
+            self.sights.see(Sight::Standstill);
+            let engines = || world.hosts.iter().map(|node| &node.host.engine);
+            let waiters: usize = engines().map(|engine| engine.waiter_count()).sum();
+            let holds: usize = engines().map(|engine| engine.hold_count()).sum();
+            if (waiters, holds) != (waiting, holding) {
+                let what = format!("I5: {waiting} wait and {holding} hold; at the hosts, {waiters} and {holds}");
+                world.judge.violate(|| what);
+            }
+        }
+    }
+
+    /// Nobody waits for long while nobody holds.
+    fn wait_out(&self, world: &mut World) {
+        let mut later = world.clone();
+        for _ in 0..PATIENCE_TICKS {
+            let mut step = Step { plan: &self.plan, sights: &self.sights, world: &mut later };
+            step.calm_down();
+            let stages = || later.clients.iter().flat_map(|peer| &peer.client.requests).map(|request| request.stage);
+            if stages().any(|stage| stage == Stage::Holding) || stages().next().is_none() {
+                self.sights.see(Sight::WaitedOut);
+                break;
+            }
+            if later.judge.violation.is_some() {
+                break;
+            }
+            let mut step = Step { plan: &self.plan, sights: &self.sights, world: &mut later };
+            step.take(Action::Tick { late_client: None, late_host: None });
+        }
+        let holds = later.clients.iter().any(|peer| peer.client.count(Stage::Holding) > 0);
+        let waits = later.clients.iter().any(|peer| peer.client.count(Stage::Waiting) > 0);
+        if let Some(violation) = later.judge.violation {
+            world.judge.violate(|| format!("{violation} (when all wait)"));
+        } else if waits && !holds {
+            world.judge.violate(|| "I5: somebody waits for what nobody holds".into());
         }
     }
 }
+
+/// Longer than a session, a lease and a lock delay.
+const PATIENCE_TICKS: usize = 12;
 
 /// What an exploration came to.
 pub(crate) struct Found {

@@ -5,11 +5,12 @@ use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use turnstile_core::{
-    Acquire, ClaimId, Command, Engine, HeartbeatSeq, Input, Instant, KeyRequest, RequestId, Resume, SessionId, View,
+    Acquire, ClaimId, Command, Engine, Epoch, ForcedDelay, HeartbeatSeq, HolderSecret, Input, Instant, KeyRequest,
+    Reentry, RequestId, Resume, SessionId, View,
 };
 
 use crate::names::Names;
-use crate::plan::{KEYS, Plan, key, number_of};
+use crate::plan::{Family, KEYS, Kin, Plan, key, number_of};
 use crate::store::Incarnation;
 use crate::wire::{Event, Operation, ToClient, ToHost, Wanted};
 
@@ -57,7 +58,8 @@ enum Answer {
 pub(crate) enum Out {
     ToClient(usize, ToClient),
     Close(usize),
-    Granted(Vec<(usize, u64)>),
+    /// The tokens of keys, to a hold of this family.
+    Granted(Option<Family>, Vec<(usize, u64)>),
     ToldAgain,
     SessionEnded,
     Violation(String),
@@ -79,6 +81,10 @@ impl Host {
 
     pub(crate) fn is_due(&self, now: u64) -> bool {
         self.engine.next_deadline().is_some_and(|deadline| deadline.as_micros() <= now)
+    }
+
+    pub(crate) fn talks_to_store(&self) -> bool {
+        !self.to_store.is_empty() || !self.from_store.is_empty()
     }
 
     pub(crate) fn act_on_deadlines(&mut self, now: u64, plan: &Plan) -> Vec<Out> {
@@ -165,6 +171,12 @@ impl Host {
         self.take(now, plan, Input::SuspendSession { session })
     }
 
+    /// An operator ends all holds of the key.
+    pub(crate) fn force(&mut self, now: u64, plan: &Plan, number: usize) -> Vec<Out> {
+        let delay = ForcedDelay::Keep;
+        self.take(now, plan, Input::ForceRelease { key: key(number), token: None, delay })
+    }
+
     /// An event of the store for the incarnation that we are.
     pub(crate) fn hear_store(&mut self, now: u64, plan: &Plan, event: Event, lease: u64) -> Vec<Out> {
         let input = match event {
@@ -173,7 +185,7 @@ impl Host {
                 Input::OwnershipGained {
                     key: key(number),
                     claim,
-                    epoch: turnstile_core::Epoch(epoch),
+                    epoch: Epoch(epoch),
                     lock_delay: Duration::from_micros(lock_delay),
                     quarantined_until: Instant::from_micros(now + quarantine_left),
                 }
@@ -311,8 +323,12 @@ impl Host {
         match (client, self.answers.get_mut(&(session, request))) {
             (Some(client), Some((choice, answer @ Answer::None))) => {
                 *answer = Answer::Granted(tokens.clone());
-                let keys = plan.ask(client, request, *choice).keys.iter().map(|(key, _)| *key);
-                out.push(Out::Granted(keys.zip(tokens).collect()));
+                let keys = &plan.ask(client, request, *choice).keys;
+                if keys.len() != tokens.len() {
+                    out.push(Out::Violation(format!("I5: {request} of {session:?} was granted in part: {tokens:?}")));
+                }
+                let fresh = keys.iter().map(|(key, _)| *key).zip(tokens);
+                out.push(Out::Granted(plan.family(client, request, *choice), fresh.collect()));
             }
             (Some(_), Some((_, Answer::Granted(before)))) if *before == tokens => out.push(Out::ToldAgain),
             (_, answer) => {
@@ -332,11 +348,10 @@ impl Host {
 
     pub(crate) fn feed(&self, names: &Names<'_>, hasher: &mut impl Hasher) {
         self.engine.fingerprint(names, hasher);
-        self.is_due(names.now).hash(hasher);
+        (self.connections.len(), self.answers.len(), self.to_store.len(), self.from_store.len()).hash(hasher);
         for connection in &self.connections {
             (connection.client, connection.stream).hash(hasher);
         }
-        u64::MAX.hash(hasher);
         for ((session, request), (_, answer)) in &self.answers {
             (names.session(*session), request).hash(hasher);
             match answer {
@@ -349,11 +364,9 @@ impl Host {
         for claim in &self.claims {
             claim.as_ref().map(|(claim, _)| names.claims_since(*claim)).hash(hasher);
         }
-        self.to_store.len().hash(hasher);
         for (_, operation) in &self.to_store {
             operation.feed(names, hasher);
         }
-        self.from_store.len().hash(hasher);
         for event in &self.from_store {
             event.feed(names, hasher);
         }
@@ -368,6 +381,15 @@ fn acquire(plan: &Plan, client: usize, (request, choice, wait): Wanted) -> Acqui
         wait: Duration::from_micros(wait),
         hold: ask.hold.map(Duration::from_micros),
         lock_delay: Duration::from_micros(ask.lock_delay),
+        reentry: match ask.kin {
+            Kin::None => Reentry::None,
+            Kin::Offers => Reentry::Offer(secret((client, request))),
+            Kin::Joins(family) => Reentry::Join(secret(family)),
+        },
         ..Acquire::of_key(RequestId(request), key(0))
     }
+}
+
+fn secret((client, request): Family) -> HolderSecret {
+    HolderSecret([[client as u8; 8], [request as u8; 8]].concat().try_into().expect("16 bytes"))
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use turnstile_core::Mode;
 
 use crate::client::Client;
-use crate::plan::{KEYS, Plan};
+use crate::plan::{Family, KEYS, Plan};
 
 /// What the history so far leaves behind: all that later steps are judged by.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +14,8 @@ pub(crate) struct Judge {
     /// Work that may go on although its hold ended.
     pub(crate) lingering: Vec<Lingering>,
     pub(crate) last_tokens: [Option<u64>; KEYS.len()],
+    /// Who joins a family is told its token.
+    pub(crate) family_tokens: BTreeMap<(Family, usize), u64>,
     pub(crate) violation: Option<String>,
 }
 
@@ -21,8 +23,15 @@ pub(crate) struct Judge {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lingering {
     pub(crate) until: u64,
+    pub(crate) hold: HeldKey,
+}
+
+/// A key in the hands of somebody. Those of one family are one holder.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeldKey {
     pub(crate) key: usize,
     pub(crate) mode: Mode,
+    pub(crate) family: Option<Family>,
 }
 
 impl Judge {
@@ -32,34 +41,60 @@ impl Judge {
     }
 
     pub(crate) fn forget_the_past(&mut self, now: u64) {
-        self.lingering.retain(|hold| hold.until > now);
+        self.lingering.retain(|lingering| lingering.until > now);
     }
 
-    /// I2: the tokens of a grant.
-    pub(crate) fn granted(&mut self, keys: impl Iterator<Item = (usize, u64)>) {
-        for (key, token) in keys {
-            let last = self.last_tokens[key].replace(token);
-            if last.is_some_and(|last| token <= last) {
-                self.violate(|| format!("I2: token {token} of {} after {last:?}", KEYS[key]));
-            }
+    /// I2: a hold has this token.
+    pub(crate) fn granted(&mut self, family: Option<Family>, key: usize, token: u64) {
+        if let Some(family) = family
+            && self.family_tokens.insert((family, key), token) == Some(token)
+        {
+            return;
+        }
+        let last = self.last_tokens[key].replace(token);
+        if last.is_some_and(|last| token <= last) {
+            self.violate(|| format!("I2: token {token} of {} after {last:?}", KEYS[key]));
         }
     }
 
     /// I1: all that is held now, and all that may still be worked on.
-    pub(crate) fn judge_holds<'a>(&mut self, now: u64, plan: &Plan, clients: impl Iterator<Item = &'a Client>) {
-        let mut by_key: BTreeMap<usize, Vec<Mode>> = BTreeMap::new();
-        for client in clients {
-            for (key, mode) in client.believes(now, plan) {
-                by_key.entry(key).or_default().push(mode);
+    pub(crate) fn judge_holds<'a>(
+        &mut self,
+        now: u64,
+        plan: &Plan,
+        clients: impl Iterator<Item = &'a Client>,
+        sights: &Sights,
+    ) {
+        let live: Vec<HeldKey> = clients.flat_map(|client| client.believes(now, plan)).collect();
+        let lingering = self.lingering.iter().filter(|lingering| lingering.until > now).map(|lingering| lingering.hold);
+        for key in 0..KEYS.len() {
+            let modes = modes_of(key, live.iter().copied());
+            if modes.len() > 1 {
+                sights.see(if modes.contains(&Mode::Shared) { Sight::SharedHolds } else { Sight::LimitedHolds });
+            }
+            if live.iter().filter(|hold| hold.key == key).count() > modes.len() {
+                sights.see(Sight::Joined);
+            }
+            let modes = modes_of(key, live.iter().copied().chain(lingering.clone()));
+            if !compatible(&modes) {
+                self.violation.get_or_insert_with(|| format!("I1: {} is held as {modes:?} at once", KEYS[key]));
             }
         }
-        for hold in self.lingering.iter().filter(|hold| hold.until > now) {
-            by_key.entry(hold.key).or_default().push(hold.mode);
-        }
-        if let Some((key, modes)) = by_key.iter().find(|(_, modes)| !compatible(modes)) {
-            self.violate(|| format!("I1: {} is held as {modes:?} at once", KEYS[*key]));
+    }
+}
+
+/// In which modes the key is held: once a family, in the strictest of its members' modes.
+fn modes_of(key: usize, holds: impl Iterator<Item = HeldKey>) -> Vec<Mode> {
+    let mut modes: Vec<(Option<Family>, Mode)> = Vec::new();
+    for hold in holds.filter(|hold| hold.key == key) {
+        let same = |(family, _): &&mut (Option<Family>, Mode)| family.is_some() && *family == hold.family;
+        match modes.iter_mut().find(same) {
+            Some((_, mode)) if hold.mode == Mode::Exclusive => *mode = hold.mode,
+            Some(_) => {}
+            None => modes.push((hold.family, hold.mode)),
         }
     }
+    modes.into_iter().map(|(_, mode)| mode).collect()
 }
 
 /// By the words of the design alone.
@@ -81,29 +116,46 @@ fn compatible(modes: &[Mode]) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sight {
     Granted,
-    GrantedSeveralKeys,
-    Shared,
-    Limited,
+    SharedHolds,
+    LimitedHolds,
+    /// Two of one family.
+    Joined,
+    /// Of several keys, all of them free before.
+    GrantedSeveral,
+    /// Of several keys, one of them while another host wants it.
+    GrantedSeveralContended,
     Rejected,
+    /// It spent its validity on its way, and went back unsent.
     GrantTooLate,
+    /// Its request had been cancelled, and it went back unsent.
     GrantAfterCancel,
+    /// After a resume.
     GrantToldAgain,
+    ResumedWithHold,
+    /// A resume brought a release that may have been lost.
+    ReleaseTold,
     PromiseEnded,
+    /// The host ended a hold.
     LostTold,
     SessionEnded,
-    ResumedWithHold,
-    ReleaseResumed,
-    KeyHandedOver,
+    /// Given up by one live host, and given to another.
+    HandedOver,
+    /// From a dead host.
     TakenOver,
+    /// And the dead host's lock delays were still running.
     QuarantineInherited,
     LeaseLost,
+    /// The answer to a claim got lost.
     ClaimedAgain,
+    /// Nothing changes any more by time alone.
     Standstill,
+    /// Somebody waits, and nobody holds; time alone ends that.
+    WaitedOut,
 }
 
 /// What was seen, by all threads of an exploration.
 #[derive(Debug, Default)]
-pub(crate) struct Sights([AtomicBool; Sight::Standstill as usize + 1]);
+pub(crate) struct Sights([AtomicBool; Sight::WaitedOut as usize + 1]);
 
 impl Sights {
     pub(crate) fn see(&self, sight: Sight) {

@@ -49,7 +49,20 @@ pub(crate) struct Ask {
     pub(crate) wait: u64,
     pub(crate) lock_delay: u64,
     pub(crate) hold: Option<u64>,
+    pub(crate) kin: Kin,
 }
+
+/// Whether a hold may be joined, or joins one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kin {
+    None,
+    Offers,
+    /// What this client has offered with its request of this number.
+    Joins(Family),
+}
+
+/// The client and the request that offered to be joined.
+pub(crate) type Family = (usize, u64);
 
 /// How host and store talk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +80,8 @@ pub(crate) struct Budget {
     pub(crate) uncleans: u8,
     /// A waiter goes away.
     pub(crate) cancels: u8,
+    /// An operator ends the holds of a key.
+    pub(crate) forces: u8,
     /// A stream breaks.
     pub(crate) cuts: u8,
     /// A tick is over before a client and its stream have done all that there was to do.
@@ -94,6 +109,15 @@ impl Plan {
             handoff_budget: HandoffBudget { grants: self.handoff_grants, time: Duration::from_micros(TICK) },
             idle_ownership: Duration::from_micros(self.idle_ownership),
             ..Config::default()
+        }
+    }
+
+    /// What a hold by this request is one with, in the eyes of others.
+    pub(crate) fn family(&self, client: usize, request: u64, choice: usize) -> Option<Family> {
+        match self.ask(client, request, choice).kin {
+            Kin::None => None,
+            Kin::Offers => Some((client, request)),
+            Kin::Joins(family) => Some(family),
         }
     }
 

@@ -1,5 +1,6 @@
 //! One step of the world: an action is carried out, and all that follows from it at once.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
 use turnstile_core::{Ending, Engine};
@@ -7,12 +8,16 @@ use turnstile_core::{Ending, Engine};
 use crate::client::{Around, Client, Link, Stage};
 use crate::host::{Host, Out, Stream};
 use crate::judge::{Sight, Sights};
-use crate::plan::{LEASE_TTL, Plan, StoreLink, TICK};
+use crate::names::Names;
+use crate::plan::{Family, LEASE_TTL, Plan, StoreLink, TICK};
 use crate::wire::{Event, Operation, ToClient, ToHost};
-use crate::world::{Action, World};
+use crate::world::{Action, Node, World};
 
 /// How long a host may rely on a keepalive: less than the store does, for clock rates.
 pub(crate) const LEASE: u64 = LEASE_TTL * 98 / 100;
+
+/// More than clients, hosts and store can have to say at one instant.
+const TALK_MAX: usize = 300;
 
 pub(crate) struct Step<'a> {
     pub(crate) plan: &'a Plan,
@@ -32,6 +37,7 @@ impl Step<'_> {
             while !self.world.clients[client].to_client.is_empty() {
                 self.deliver_to_client(client);
             }
+            self.heartbeat(client, false);
         }
     }
 
@@ -72,9 +78,16 @@ impl Step<'_> {
             Action::Reconnect { client } => self.reconnect(client),
             Action::Kill { host } => self.kill(host),
             Action::LoseAnswer { host } => self.lose_answer(host),
+            Action::Force { host, key } => {
+                self.world.budget.forces -= 1;
+                self.with_host(host, |host, now, plan| host.force(now, plan, key));
+            }
         }
         if self.plan.store == StoreLink::Immediate {
             self.settle();
+        }
+        for host in 0..self.world.hosts.len() {
+            self.look_at_sessions(host);
         }
         let World { store, hosts, now, .. } = &mut *self.world;
         store.tidy(*now, |name| hosts.iter().any(|node| node.host.name == name));
@@ -103,6 +116,26 @@ impl Step<'_> {
         for client in 0..self.world.clients.len() {
             let late = late_client == Some(client) || late_host == Some(self.plan.clients[client].host);
             self.heartbeat(client, late);
+        }
+    }
+
+    /// A session's timer goes off even if the session was heard meanwhile, and is then set anew: nothing else changes,
+    /// so it need not be told apart when.
+    fn look_at_sessions(&mut self, host: usize) {
+        let now = self.world.now;
+        let before = &self.world.hosts[host].host;
+        if !before.is_due(now) {
+            return;
+        }
+        let mut after = Arc::clone(before);
+        let out = Arc::make_mut(&mut after).act_on_deadlines(now, self.plan);
+        let look = |host: &Host| {
+            let mut hasher = DefaultHasher::new();
+            host.feed(&Names { now, world: self.world, host }, &mut hasher);
+            hasher.finish()
+        };
+        if out.is_empty() && look(before) == look(&after) {
+            self.world.hosts[host].host = after;
         }
     }
 
@@ -171,7 +204,7 @@ impl Step<'_> {
         }
         if granted {
             let World { now, clients, judge, .. } = &mut *self.world;
-            judge.judge_holds(*now, self.plan, clients.iter().map(|peer| &peer.client));
+            judge.judge_holds(*now, self.plan, clients.iter().map(|peer| &peer.client), self.sights);
         }
     }
 
@@ -221,10 +254,20 @@ impl Step<'_> {
                 self.world.clients[client].client.link = Link::Cut;
                 self.world.clients[client].to_host.clear();
             }
-            Out::Granted(keys) => self.world.judge.granted(keys.into_iter()),
+            Out::Granted(family, keys) => self.granted(family, &keys),
             Out::ToldAgain => self.sights.see(Sight::GrantToldAgain),
             Out::SessionEnded => self.sights.see(Sight::SessionEnded),
             Out::Violation(what) => self.world.judge.violate(|| what),
+        }
+    }
+
+    fn granted(&mut self, family: Option<Family>, keys: &[(usize, u64)]) {
+        if keys.len() > 1 {
+            let contended = keys.iter().any(|(key, _)| self.world.store.is_contended(*key));
+            self.sights.see(if contended { Sight::GrantedSeveralContended } else { Sight::GrantedSeveral });
+        }
+        for (key, token) in keys {
+            self.world.judge.granted(family, *key, *token);
         }
     }
 
@@ -234,7 +277,7 @@ impl Step<'_> {
             self.sights.see(Sight::ResumedWithHold);
         }
         if client.has_unacked_releases() {
-            self.sights.see(Sight::ReleaseResumed);
+            self.sights.see(Sight::ReleaseTold);
         }
     }
 
@@ -309,22 +352,46 @@ impl Step<'_> {
 
     fn catch_up(&mut self, host: usize) {
         let node = &mut self.world.hosts[host];
-        node.behind &= !(node.host.to_store.is_empty() && node.host.from_store.is_empty());
+        node.behind &= node.host.talks_to_store();
     }
 
     /// Hosts and store say all they have to say.
     fn settle(&mut self) {
-        let waiting = |world: &World| {
-            world.hosts.iter().position(|node| {
-                !node.behind && !(node.host.to_store.is_empty() && node.host.from_store.is_empty())
-            })
-        };
-        while let Some(host) = waiting(self.world) {
+        for _ in 0..TALK_MAX {
+            let talks = |node: &Node| !node.behind && node.host.talks_to_store();
+            let Some(host) = self.world.hosts.iter().position(talks) else { return };
             if self.world.hosts[host].host.to_store.is_empty() {
                 self.deliver_from_store(host);
             } else {
                 self.deliver_to_store(host);
             }
         }
+        self.world.judge.violate(|| "I6: hosts and store talk without end".into());
+    }
+
+    /// Lets everybody do what there is to do, and nobody ask for more.
+    pub(crate) fn calm_down(&mut self) {
+        for _ in 0..TALK_MAX {
+            let clients = 0..self.world.clients.len();
+            let hosts = 0..self.world.hosts.len();
+            let says = |client: &usize| !self.world.clients[*client].to_host.is_empty();
+            let hears = |client: &usize| !self.world.clients[*client].to_client.is_empty();
+            let due = |host: &usize| self.world.hosts[*host].host.is_due(self.world.now);
+            let action = if let Some(client) = clients.clone().find(says) {
+                Action::ToHost { client }
+            } else if let Some(client) = clients.clone().find(hears) {
+                Action::ToClient { client }
+            } else if let Some(host) = hosts.clone().find(|host| !self.world.hosts[*host].host.to_store.is_empty()) {
+                Action::ToStore { host }
+            } else if let Some(host) = hosts.clone().find(|host| !self.world.hosts[*host].host.from_store.is_empty()) {
+                Action::FromStore { host }
+            } else if let Some(host) = hosts.clone().find(due) {
+                Action::Deadlines { host }
+            } else {
+                return;
+            };
+            self.take(action);
+        }
+        self.world.judge.violate(|| "I6: somebody always has something to say".into());
     }
 }

@@ -54,6 +54,11 @@ impl Store {
         self.records[key].epoch
     }
 
+    /// Somebody waits in the queue.
+    pub(crate) fn is_contended(&self, key: usize) -> bool {
+        !self.records[key].queue.is_empty()
+    }
+
     /// How far a token is from the latest epoch.
     pub(crate) fn age_of_token(&self, key: usize, token: u64) -> (u64, u64) {
         let sequence = token & u64::from(Token::SEQUENCE_MAX);
@@ -84,7 +89,7 @@ impl Store {
                 record.queue.retain(|(waiting, ..)| *waiting != from);
                 if record.owner.take_if(|owner| owner.name == from).is_some() {
                     if !record.queue.is_empty() {
-                        sights.see(Sight::KeyHandedOver);
+                        sights.see(Sight::HandedOver);
                     }
                     self.promote(now, key, sights);
                 }
@@ -210,7 +215,7 @@ impl Store {
         debug_assert!(self.events.is_empty(), "events are sent at once");
         self.leases.len().hash(hasher);
         for lease in &self.leases {
-            (host_of(lease.of, None), until(now, lease.until).max(0), lease.dead).hash(hasher);
+            (host_of(lease.of, None), until(now, lease.until), lease.dead).hash(hasher);
         }
         for record in &self.records {
             // Who is dead is told apart by its place among the leases.
@@ -220,10 +225,10 @@ impl Store {
                 (place, claim)
             });
             (owner, record.lock_delay, until(now, record.blocked_until).max(0), record.contended_told).hash(hasher);
+            record.queue.len().hash(hasher);
             for (name, claim, lock_delay) in &record.queue {
                 (host_of(*name, Some(*claim)), lock_delay).hash(hasher);
             }
-            u64::MAX.hash(hasher);
         }
     }
 }

@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use turnstile_core::{Ending, Engine};
+use turnstile_core::{Ending, Engine, Mode};
 
 use crate::client::{Client, Link, Stage};
 use crate::host::{Host, Stream};
 use crate::judge::{Judge, Lingering, Sights};
 use crate::names::{Names, until};
-use crate::plan::{Budget, Plan};
+use crate::plan::{Budget, KEYS, Plan, key};
 use crate::step::Step;
 use crate::store::Store;
 use crate::wire::{ToClient, ToHost};
@@ -95,6 +95,10 @@ pub(crate) enum Action {
     LoseAnswer {
         host: usize,
     },
+    Force {
+        host: usize,
+        key: usize,
+    },
 }
 
 impl World {
@@ -122,7 +126,7 @@ impl World {
             self.actions_of_client(plan, client, peer, actions);
         }
         for (host, node) in self.hosts.iter().enumerate() {
-            self.actions_of_host(plan, host, node, actions);
+            self.actions_of_host(host, node, actions);
         }
         let late_clients = (self.budget.late_clients > 0).then_some(0..self.clients.len());
         let late_hosts = (self.budget.late_hosts > 0).then_some(0..self.hosts.len());
@@ -171,7 +175,7 @@ impl World {
         }
     }
 
-    fn actions_of_host(&self, plan: &Plan, host: usize, node: &Node, actions: &mut Vec<Action>) {
+    fn actions_of_host(&self, host: usize, node: &Node, actions: &mut Vec<Action>) {
         if !node.host.to_store.is_empty() {
             actions.push(Action::ToStore { host });
         }
@@ -187,7 +191,10 @@ impl World {
         if self.budget.kills > 0 {
             actions.push(Action::Kill { host });
         }
-        let _ = plan;
+        if self.budget.forces > 0 && node.host.engine.hold_count() > 0 {
+            let owned = (0..KEYS.len()).filter(|number| node.host.engine.owns(&key(*number)));
+            actions.extend(owned.map(|key| Action::Force { host, key }));
+        }
     }
 
     fn may_tick(&self, plan: &Plan, late_client: Option<usize>, late_host: Option<usize>) -> bool {
@@ -222,13 +229,18 @@ impl Hash for World {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         let now = self.now;
         (self.budget, &self.judge.violation).hash(hasher);
-        let shown = |hold: &Lingering| (until(now, hold.until), hold.key, format!("{:?}", hold.mode));
+        let mode = |mode| match mode {
+            Mode::Exclusive => 0,
+            Mode::Shared => u32::MAX,
+            Mode::Limit(most) => most.get(),
+        };
+        let shown = |Lingering { until: at, hold }: &Lingering| (until(now, *at), hold.key, mode(hold.mode), hold.family);
         let mut lingering: Vec<_> = self.judge.lingering.iter().map(shown).collect();
         lingering.sort_unstable();
         lingering.hash(hasher);
         for (number, node) in self.hosts.iter().enumerate() {
             let names = Names { now, world: self, host: &node.host };
-            node.behind.hash(hasher);
+            (node.behind, node.host.is_due(now)).hash(hasher);
             node.host.feed(&names, hasher);
             for (client, peer) in self.clients.iter().enumerate() {
                 if peer.client.host == number {
@@ -238,6 +250,10 @@ impl Hash for World {
         }
         for (key, last) in self.judge.last_tokens.iter().enumerate() {
             last.map(|token| self.store.age_of_token(key, token)).hash(hasher);
+        }
+        self.judge.family_tokens.len().hash(hasher);
+        for ((family, key), token) in &self.judge.family_tokens {
+            (family, key, self.store.age_of_token(*key, *token)).hash(hasher);
         }
         let claims_since = |name, claim: Option<_>| {
             let host = self.hosts.iter().position(|node| node.host.name == name);
