@@ -7,11 +7,8 @@ use std::time::Duration;
 
 use turnstile_core::HandoffBudget;
 
+use crate::fields::{Fault, Section};
 use crate::store::sqlite;
-
-mod section;
-
-use section::{Fault, Section};
 
 /// Everything `turnstile host` needs to know.
 #[derive(Clone, Debug)]
@@ -20,6 +17,8 @@ pub struct Config {
     pub sessions: Sessions,
     /// Where `/live` and `/ready` are answered.
     pub admin_listen: SocketAddr,
+    /// The port for people and scripts, if there shall be one.
+    pub api: Option<Api>,
     /// Where ownership of keys is recorded.
     pub store: Store,
     /// Bounds and durations of the lock engine.
@@ -39,6 +38,19 @@ pub struct Sessions {
     pub heartbeat: Duration,
 }
 
+/// The port for people and scripts.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// Loopback, unless `insecure` was set.
+    pub listen: SocketAddr,
+    /// Whoever reaches the port is trusted, and may call the host by any name.
+    pub insecure: bool,
+    /// Connections at once.
+    pub connections_max: usize,
+    /// Where forced releases are recorded before they are carried out.
+    pub audit_file: Option<PathBuf>,
+}
+
 /// Which store, and how to reach it.
 #[derive(Clone, Debug)]
 pub enum Store {
@@ -53,6 +65,8 @@ pub struct Overrides {
     pub listen: Option<SocketAddr>,
     /// For `admin.listen`.
     pub admin_listen: Option<SocketAddr>,
+    /// For `api.listen`.
+    pub api_listen: Option<SocketAddr>,
     /// For `store.path`.
     pub database: Option<PathBuf>,
 }
@@ -82,9 +96,9 @@ impl Config {
     /// # Errors
     /// Every fault of the text, each with its place and what was expected there.
     pub fn parse(text: &str, overrides: &Overrides) -> Result<Self, Faults> {
-        let table = text.parse::<toml::Table>().map_err(|error| Faults(vec![Fault::syntax(&error)]))?;
+        let fields = toml::from_str(text).map_err(|error| Faults(vec![syntax_fault(&error)]))?;
         let mut faults = Vec::new();
-        let mut root = Section::root(table, &mut faults);
+        let mut root = Section::root(fields, &mut faults);
         let config = Self::read(&mut root, overrides);
         root.finish();
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
@@ -96,13 +110,14 @@ impl Config {
             let listen = section.address("listen", loopback(7879));
             overrides.admin_listen.unwrap_or(listen)
         });
+        let api = root.section("api", |section| Api::read(section, overrides));
         let store = root.section("store", |section| Store::read(section, overrides, session_ttl));
         let mut engine = turnstile_core::Config { session_ttl, ..turnstile_core::Config::default() };
         let connections_max = root.section("limits", |section| read_limits(section, &mut engine));
         root.section("ownership", |section| read_ownership(section, &mut engine));
         let drain_grace =
             root.section("drain", |section| section.duration("grace", 30 * SECOND, Duration::ZERO..=24 * HOUR));
-        Self { sessions, admin_listen, store, engine, connections_max, drain_grace }
+        Self { sessions, admin_listen, api, store, engine, connections_max, drain_grace }
     }
 }
 
@@ -117,14 +132,31 @@ impl Sessions {
         if heartbeat * 3 > ttl {
             section.fault("heartbeat", "must be at most a third of `ttl`, so that one lost heartbeat ends no session");
         }
-        if !listen.ip().is_loopback() && !insecure {
-            section.fault(
-                "listen",
-                "is not a loopback address, and whoever reaches this port can take and free locks; \
-                 set `insecure = true` in [sessions] if the network in front of it is trusted",
-            );
-        }
+        require_loopback(section, listen, insecure);
         (Self { listen, heartbeat }, ttl)
+    }
+}
+
+impl Api {
+    fn read(section: &mut Section<'_>, overrides: &Overrides) -> Option<Self> {
+        let enabled = section.flag("enabled", true) || overrides.api_listen.is_some();
+        let listen = section.address("listen", loopback(7880));
+        let listen = overrides.api_listen.unwrap_or(listen);
+        let insecure = section.flag("insecure", false);
+        let connections_max = section.count("connections", 1_024, 2..=1_000_000);
+        let audit_file = section.file("audit_file");
+        require_loopback(section, listen, insecure);
+        enabled.then_some(Self { listen, insecure, connections_max, audit_file })
+    }
+}
+
+fn require_loopback(section: &mut Section<'_>, listen: SocketAddr, insecure: bool) {
+    if !listen.ip().is_loopback() && !insecure {
+        section.fault(
+            "listen",
+            "is not a loopback address, and whoever reaches this port can take and free locks; \
+             set `insecure = true` in this section if the network in front of it is trusted",
+        );
     }
 }
 
@@ -156,6 +188,9 @@ fn read_limits(section: &mut Section<'_>, engine: &mut turnstile_core::Config) -
     engine.waiters_max = section.count("waiters", engine.waiters_max, 1..=100_000_000);
     engine.waiters_per_session_max =
         section.count("waiters_per_session", engine.waiters_per_session_max, 1..=10_000_000);
+    // A Resume lists no more.
+    engine.holds_per_session_max = section.count("holds_per_session", engine.holds_per_session_max, 1..=65_536);
+    engine.joins_per_hold_max = section.count("joins_per_hold", engine.joins_per_hold_max, 1..=10_000);
     engine.waiters_per_key_max = section.count("waiters_per_key", engine.waiters_per_key_max, 1..=10_000_000);
     engine.keys_max = section.count("keys", engine.keys_max, 1..=100_000_000);
     engine.wait_max = section.duration("wait", engine.wait_max, Duration::ZERO..=24 * HOUR);
@@ -173,6 +208,10 @@ fn read_ownership(section: &mut Section<'_>, engine: &mut turnstile_core::Config
         grants: u32::try_from(grants).unwrap_or(u32::MAX),
         time: section.duration("handoff_time", time, Duration::ZERO..=60 * SECOND),
     };
+}
+
+fn syntax_fault(error: &toml::de::Error) -> Fault {
+    Fault { place: "TOML syntax".into(), problem: error.to_string().trim_end().into() }
 }
 
 fn loopback(port: u16) -> SocketAddr {
@@ -216,6 +255,21 @@ mod tests {
     fn a_port_beyond_loopback_needs_the_switch() {
         assert!(faults("[sessions]\nlisten = \"0.0.0.0:7878\"").contains("insecure"));
         Config::parse("[sessions]\nlisten = \"0.0.0.0:7878\"\ninsecure = true", &Overrides::default()).unwrap();
+        assert!(faults("[api]\nlisten = \"0.0.0.0:7880\"").contains("insecure"));
+        let overrides = Overrides { api_listen: Some(([0, 0, 0, 0], 0).into()), ..Overrides::default() };
+        assert!(Config::parse("", &overrides).is_err());
+        Config::parse("[api]\ninsecure = true", &overrides).unwrap();
+    }
+
+    #[test]
+    fn the_api_can_be_switched_off_and_keeps_a_record_if_asked() {
+        let api = |text: &str| Config::parse(text, &Overrides::default()).unwrap().api;
+        assert!(api("[api]\nenabled = false").is_none());
+        let overrides = Overrides { api_listen: Some(loopback(0)), ..Overrides::default() };
+        assert!(Config::parse("[api]\nenabled = false", &overrides).unwrap().api.is_some());
+        assert_eq!(api("").unwrap().audit_file, None);
+        assert_eq!(api("[api]\naudit_file = \"a.log\"").unwrap().audit_file, Some("a.log".into()));
+        assert!(faults("[api]\naudit_file = true").contains("api.audit_file"));
     }
 
     #[test]

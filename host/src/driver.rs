@@ -18,6 +18,7 @@ mod connections;
 mod freeze;
 mod health;
 mod intake;
+mod questions;
 
 use claims::Claims;
 use connections::Connections;
@@ -26,6 +27,7 @@ use freeze::Freezes;
 pub use health::Health;
 pub use intake::{Backlog, EVENT_ITEMS_MAX, Event, Room, Share};
 use intake::{TURN_EVENTS_MAX, take_turn};
+pub use questions::{Answer, Client, DETAILS_MAX, ForceRelease, Forced, LOOKS_MAX, Listing, Question, Target};
 
 /// How the driver ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,6 +163,7 @@ impl Driver {
                     self.feed(now, Input::SuspendSession { session: opened.session });
                 }
             }
+            Event::Ask(question) => self.answer(now, question),
             Event::Drain => {
                 self.health.drain();
                 self.connections.go_away("the host is going away");

@@ -37,6 +37,8 @@ pub struct Options {
     pub concurrency: Option<u32>,
     /// Where the host's probes are answered.
     pub admin_listen: SocketAddr,
+    /// Where the API listens; `None` is nowhere.
+    pub api_listen: Option<SocketAddr>,
     /// How long requests under way get when the guard ends.
     pub grace: Duration,
 }
@@ -81,9 +83,13 @@ pub async fn run(
     let overrides = Overrides {
         listen: Some(([127, 0, 0, 1], 0).into()),
         admin_listen: Some(options.admin_listen),
+        api_listen: options.api_listen,
         database: Some(options.database.clone()),
     };
     let mut config = Config::parse("", &overrides)?;
+    if options.api_listen.is_none() {
+        config.api = None;
+    }
     config.drain_grace = options.grace;
     let host = Host::start(config).await?;
 

@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use turnstile_host::config::{Config, Overrides};
 use turnstile_host::guard::{self, Upstream};
+use turnstile_host::operator::{ApiUrl, Release};
 use turnstile_host::plugin_file;
 use turnstile_host::service::{Host, Stopped};
 
@@ -31,6 +32,8 @@ enum CliCommand {
     Host(HostArgs),
     Guard(GuardArgs),
     Plugin(PluginArgs),
+    Locks(LocksArgs),
+    Release(ReleaseArgs),
 }
 
 /// Run the lock service that Envoys with the filter connect to.
@@ -46,6 +49,9 @@ struct HostArgs {
     /// Port for the probes /live and /ready (admin.listen) [default: 127.0.0.1:7879].
     #[arg(long, value_name = "ADDRESS:PORT")]
     admin_listen: Option<SocketAddr>,
+    /// Port for people and scripts (api.listen) [default: 127.0.0.1:7880].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    api_listen: Option<SocketAddr>,
     /// SQLite database (store.path), made if absent [default: turnstile.db].
     #[arg(long, value_name = "FILE")]
     database: Option<PathBuf>,
@@ -61,6 +67,12 @@ A configuration file with every field at its default:
   heartbeat = \"1s\"                 # default: a quarter of ttl
   [admin]
   listen = \"127.0.0.1:7879\"        # GET /live, GET /ready
+  [api]                            # locks without gRPC, what is locked now, releases by force; see README
+  enabled = true
+  listen = \"127.0.0.1:7880\"
+  insecure = false                 # true allows addresses beyond loopback, and any Host header
+  connections = 1024               # more are closed at once; half of them may wait for locks
+  audit_file = \"\"                  # if named: forced releases are appended to it before they are carried out
   [store]
   kind = \"sqlite\"
   path = \"turnstile.db\"
@@ -72,6 +84,8 @@ A configuration file with every field at its default:
   waiters = 1000000                # of all sessions and keys
   waiters_per_session = 10000
   waiters_per_key = 10000
+  holds_per_session = 32768
+  joins_per_hold = 256             # requests that have joined one hold, or wait to (reentrant rules)
   keys = 1000000
   wait = \"10m\"
   hold = \"1h\"
@@ -115,6 +129,9 @@ struct GuardArgs {
     /// Port for the probes /live and /ready; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
     admin_listen: SocketAddr,
+    /// Port for people and scripts (turnstile locks, turnstile release) [default: none].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    api_listen: Option<SocketAddr>,
     /// How long requests under way may still last after SIGTERM or Ctrl-C.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     grace: Duration,
@@ -141,6 +158,64 @@ struct PluginArgs {
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 }
+
+/// Show what is locked now at a host, who holds it and who waits.
+#[derive(Args)]
+#[command(after_help = LOCKS_HELP)]
+struct LocksArgs {
+    /// The host's API.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7880")]
+    api: ApiUrl,
+    /// Also keys that nobody holds or waits for, but that the host owns in its store.
+    #[arg(long)]
+    all: bool,
+    /// Only keys whose names begin so, such as default/account:
+    #[arg(default_value = "")]
+    prefix: String,
+}
+
+const LOCKS_HELP: &str = "\
+Each host knows its own holders and waiters: ask all of them if several share a store.
+
+A key says how this host stands to it (owned; claiming or queued: asked for in the store; contended: another host wants
+it), how many hold it and wait for it, and whether it is in quarantine because earlier work may not be over. Of holders
+and waiters the first ones are shown. `curl http://127.0.0.1:7880/v1/locks/default/account:42` shows more of one key.";
+
+/// End holds of a key by force, with a record of who did so and why.
+#[derive(Args)]
+#[command(after_help = RELEASE_HELP)]
+struct ReleaseArgs {
+    /// The host's API.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7880")]
+    api: ApiUrl,
+    /// The lock key, with its namespace: default/account:42.
+    #[arg(long, value_name = "KEY")]
+    key: String,
+    /// Only the hold with this fencing token; without it, all holds of the key.
+    #[arg(long, value_name = "TOKEN")]
+    token: Option<u64>,
+    /// Who orders this, for the record.
+    #[arg(long, value_name = "NAME")]
+    by: String,
+    /// Why, for the record.
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// No lock delay: nothing works under this lock any more. Without --token, also lifts the key's quarantine.
+    #[arg(long)]
+    skip_lock_delay: bool,
+}
+
+const RELEASE_HELP: &str = "\
+Holders are told at once: a proxy aborts the request (unless its rule says on_lost=continue) and lets go. A holder that
+does not answer keeps the lock until it cannot believe in it any more (sessions.ttl). Then the key is kept for the lock
+delay, since the service behind it may still be at work; --skip-lock-delay is for those who know that it is not.
+
+The record is in the host's log (target turnstile::audit), at /v1/audit of the API, and in the host's api.audit_file.
+
+Example:
+
+  turnstile locks default/account:42
+  turnstile release --key default/account:42 --by ann --reason 'OPS-512: transfer hangs since 9:40'";
 
 /// How a command fails.
 enum Failure {
@@ -170,6 +245,8 @@ async fn main() -> ExitCode {
         CliCommand::Host(args) => run_host(args).await,
         CliCommand::Guard(args) => run_guard(args).await,
         CliCommand::Plugin(args) => write_plugin(&args.output),
+        CliCommand::Locks(args) => show_locks(&args).await,
+        CliCommand::Release(args) => force_release(args).await,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -189,7 +266,12 @@ async fn run_host(args: HostArgs) -> Result<(), Failure> {
         Some(path) => (read(path)?, path.display().to_string()),
         None => (String::new(), "flags".into()),
     };
-    let overrides = Overrides { listen: args.listen, admin_listen: args.admin_listen, database: args.database };
+    let overrides = Overrides {
+        listen: args.listen,
+        admin_listen: args.admin_listen,
+        api_listen: args.api_listen,
+        database: args.database,
+    };
     let config = Config::parse(&text, &overrides)
         .map_err(|faults| Failure::Usage(format!("turnstile: bad configuration ({origin}):\n{faults}")))?;
     let stop = stop_signal()?;
@@ -218,6 +300,7 @@ async fn run_guard(args: GuardArgs) -> Result<(), Failure> {
         envoy: args.envoy,
         concurrency: args.concurrency,
         admin_listen: args.admin_listen,
+        api_listen: args.api_listen,
         grace: args.grace,
     };
     let stop = stop_signal()?;
@@ -249,6 +332,18 @@ fn write_plugin(output: &Path) -> Result<(), Failure> {
         .map_err(|error| Failure::Other(format!("cannot write {}: {error}", output.display())))?;
     eprintln!("wrote {} ({} bytes)", output.display(), bytes.len());
     Ok(())
+}
+
+async fn show_locks(args: &LocksArgs) -> Result<(), Failure> {
+    let show = |page: &str| std::io::stdout().write_all(page.as_bytes());
+    args.api.locks(&args.prefix, args.all, show).await.map_err(other)
+}
+
+async fn force_release(args: ReleaseArgs) -> Result<(), Failure> {
+    let ReleaseArgs { api, key, token, by, reason, skip_lock_delay } = args;
+    let release = Release { key, token, by, reason, skip_lock_delay };
+    let told = api.release(&release).await.map_err(other)?;
+    std::io::stdout().write_all(told.as_bytes()).map_err(other)
 }
 
 /// Resolves at the first SIGTERM or Ctrl-C; a second one ends the process at once.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,14 +10,15 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use turnstile_core::Engine;
+use turnstile_protocol::v1::lock_service_server::LockServiceServer;
 use turnstile_protocol::{KEY_MAX_BYTES, KEYS_PER_ACQUIRE_MAX, MESSAGE_MAX_BYTES, VERSION, v1};
 
-use crate::config::{Config, Store as StoreConfig};
-use crate::driver::{Driver, Ended, Event, Health};
+use crate::config::{self, Config, Store as StoreConfig};
+use crate::driver::{Backlog, Driver, Ended, Event, Health};
 use crate::sessions::Sessions;
 use crate::store::sqlite::{self, SqliteStore};
 use crate::store::{self, Store};
-use crate::{admin, clock, port, wire};
+use crate::{admin, api, clock, port, wire};
 
 /// Messages of all streams that may wait for the driver; past them the streams are not read.
 const EVENTS_MAX: usize = 1_024;
@@ -43,6 +45,7 @@ const CLOSING_GRACE: Duration = Duration::from_secs(1);
 pub struct Host {
     sessions_address: SocketAddr,
     admin_address: SocketAddr,
+    api_address: Option<SocketAddr>,
     events: mpsc::Sender<Event>,
     driver: JoinHandle<Ended>,
     ports: Vec<(oneshot::Sender<()>, JoinHandle<()>)>,
@@ -65,6 +68,14 @@ pub enum StartError {
     /// The store could not be opened.
     #[error("cannot open the store: {0}")]
     Store(#[from] sqlite::OpenError),
+    /// Forced releases could not be recorded.
+    #[error("cannot write {} (api.audit_file): {error}", path.display())]
+    Audit {
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        error: io::Error,
+    },
     /// The system's random source failed.
     #[error("no randomness for the incarnation's name: {0}")]
     Randomness(getrandom::Error),
@@ -89,12 +100,22 @@ impl Host {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let sessions = bind(config.sessions.listen, "sessions").await?;
         let admin = bind(config.admin_listen, "admin").await?;
+        let api = match &config.api {
+            Some(config) => Some((bind(config.listen, "api").await?, config)),
+            None => None,
+        };
         let sessions_address = local_address(&sessions, config.sessions.listen);
         let admin_address = local_address(&admin, config.admin_listen);
+        let api_address = api.as_ref().map(|(listener, config)| local_address(listener, config.listen));
 
         let (store_events, store_receiver) = mpsc::unbounded_channel();
         let store = open_store(&config.store, store_events)?;
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        let backlog = Backlog::default();
+        let api = match api {
+            Some((listener, api)) => Some((listener, ready_api(api, &config, &events, &backlog)?)),
+            None => None,
+        };
         let health = Arc::new(Health::new(clock::now()));
         let welcome = welcome(&config)?;
         let incarnation = welcome.incarnation.clone();
@@ -102,9 +123,13 @@ impl Host {
         let driver = Driver::new(engine, store, store_receiver, receiver, welcome, Arc::clone(&health));
         let driver = tokio::spawn(driver.run());
 
-        let ports = vec![serve_sessions(sessions, config.connections_max, events.clone()), admin::serve(admin, health)];
-        tracing::info!(%sessions_address, %admin_address, incarnation, "listening");
-        Ok(Self { sessions_address, admin_address, events, driver, ports, drain_grace: config.drain_grace })
+        let sessions = serve_sessions(sessions, config.connections_max, Sessions::new(events.clone(), backlog));
+        let mut ports = vec![sessions, admin::serve(admin, health)];
+        ports.extend(api.map(|(listener, api)| api.serve(listener)));
+        let api_shown = api_address.map(tracing::field::display);
+        tracing::info!(%sessions_address, %admin_address, api_address = api_shown, incarnation, "listening");
+        let drain_grace = config.drain_grace;
+        Ok(Self { sessions_address, admin_address, api_address, events, driver, ports, drain_grace })
     }
 
     /// Where proxies connect.
@@ -115,6 +140,11 @@ impl Host {
     /// Where the probes are.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin_address
+    }
+
+    /// Where the API is, if it is on.
+    pub fn api_address(&self) -> Option<SocketAddr> {
+        self.api_address
     }
 
     /// Serves until `stop` comes, then drains; or until a fault.
@@ -178,6 +208,16 @@ fn open_store(
     }
 }
 
+fn ready_api(
+    api: &config::Api,
+    config: &Config,
+    events: &mpsc::Sender<Event>,
+    backlog: &Backlog,
+) -> Result<api::Ready, StartError> {
+    api::Ready::new(api, &config.engine, events.clone(), backlog.clone())
+        .map_err(|error| StartError::Audit { path: api.audit_file.clone().unwrap_or_default(), error })
+}
+
 fn welcome(config: &Config) -> Result<v1::Welcome, StartError> {
     let mut incarnation = [0; 8];
     getrandom::fill(&mut incarnation).map_err(StartError::Randomness)?;
@@ -200,7 +240,7 @@ fn welcome(config: &Config) -> Result<v1::Welcome, StartError> {
 fn serve_sessions(
     listener: TcpListener,
     connections_max: usize,
-    events: mpsc::Sender<Event>,
+    service: LockServiceServer<Sessions>,
 ) -> (oneshot::Sender<()>, JoinHandle<()>) {
     let (end, ended) = oneshot::channel();
     let server = tonic::transport::Server::builder()
@@ -209,7 +249,7 @@ fn serve_sessions(
         .initial_stream_window_size(WINDOW_BYTES)
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_PATIENCE))
-        .add_service(Sessions::new(events))
+        .add_service(service)
         .serve_with_incoming_shutdown(port::incoming(listener, connections_max), async move {
             let _ = ended.await;
         });
@@ -233,6 +273,7 @@ mod tests {
         let host = Host {
             sessions_address: nowhere,
             admin_address: nowhere,
+            api_address: None,
             events,
             driver: tokio::spawn(std::future::pending()),
             ports: Vec::new(),

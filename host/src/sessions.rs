@@ -30,10 +30,9 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// A service that hands everything to the driver at the other end of `events`.
-    pub fn new(events: mpsc::Sender<Event>) -> LockServiceServer<Self> {
-        LockServiceServer::new(Self { events, backlog: Backlog::default() })
-            .max_decoding_message_size(MESSAGE_MAX_BYTES)
+    /// A service that hands everything to the driver at the other end of `events`, as far as `backlog` has room.
+    pub fn new(events: mpsc::Sender<Event>, backlog: Backlog) -> LockServiceServer<Self> {
+        LockServiceServer::new(Self { events, backlog }).max_decoding_message_size(MESSAGE_MAX_BYTES)
     }
 }
 

@@ -140,9 +140,24 @@ fn parse_reentry(acquire: &v1::Acquire) -> Result<Reentry, v1::RejectReason> {
     }
 }
 
+/// As much of each text is kept for people to look at.
+const WHO_FIELD_MAX_BYTES: usize = 512;
+
 fn parse_who(who: v1::Who) -> Option<Box<Who>> {
-    let v1::Who { method, path, route, request_id, client } = who;
-    let who = Who { method, path, route, request_id, client };
+    let cut = |mut text: String| -> String {
+        if text.len() > WHO_FIELD_MAX_BYTES {
+            text.truncate(text.floor_char_boundary(WHO_FIELD_MAX_BYTES));
+            text.shrink_to_fit();
+        }
+        text
+    };
+    let who = Who {
+        method: cut(who.method),
+        path: cut(who.path),
+        route: cut(who.route),
+        request_id: cut(who.request_id),
+        client: cut(who.client),
+    };
     (who != Who::default()).then(|| Box::new(who))
 }
 
@@ -293,6 +308,9 @@ mod tests {
         assert_eq!((parsed.wait, parsed.hold, parsed.lock_delay), (millis(1), Some(millis(9)), millis(3)));
         assert_eq!((parsed.fail_fast, parsed.queue_max, parsed.reentry), (true, Some(4), Reentry::None));
         assert_eq!(parsed.who.map(|who| (who.method, who.client)), Some(("POST".into(), "c".into())));
+        let long = v1::Who { path: "\u{e9}".repeat(400), ..v1::Who::default() };
+        let long = parse_acquire(v1::Acquire { who: Some(long), ..acquire(&[("a", v1::Mode::Shared)]) }).unwrap();
+        assert_eq!(long.who.unwrap().path.len(), 512);
         let plain = parse_acquire(acquire(&[("a", v1::Mode::Exclusive)])).unwrap();
         assert_eq!((plain.hold, plain.queue_max, plain.fail_fast, plain.who), (None, None, false, None));
     }

@@ -39,6 +39,8 @@ pub struct Host {
     pub sessions: SocketAddr,
     /// Live and ready probes.
     pub admin: SocketAddr,
+    /// Its API.
+    pub api: SocketAddr,
     database: PathBuf,
     dir: TempDir,
 }
@@ -66,9 +68,11 @@ impl Host {
     async fn start_on(config: &HostConfig, dir: TempDir, database: PathBuf) -> Self {
         let sessions = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let api = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let toml = format!(
             "[sessions]\nlisten = \"{sessions}\"\nttl = \"{}ms\"\nheartbeat = \"{}ms\"\n\
              [admin]\nlisten = \"{admin}\"\n\
+             [api]\nlisten = \"{api}\"\n\
              [store]\nkind = \"sqlite\"\npath = \"{}\"\nlease_ttl = \"{}ms\"\n\
              {}\n",
             config.ttl_ms,
@@ -78,7 +82,7 @@ impl Host {
             config.more,
         );
         fs::write(dir.path().join("turnstile.toml"), toml).expect("the configuration can be written");
-        let host = Self { process: launch(&dir), sessions, admin, database, dir };
+        let host = Self { process: launch(&dir), sessions, admin, api, database, dir };
         host.ready().await;
         host
     }

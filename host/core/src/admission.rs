@@ -1,7 +1,6 @@
 //! How a request comes in: what it asks for is found, what cannot be is refused at once, and it joins its first queue.
 
 use core::time::Duration;
-use std::collections::BTreeMap;
 
 use crate::engine::Phase;
 use crate::families::{FamilyIndex, Kin};
@@ -16,7 +15,7 @@ use crate::{
 };
 
 /// A request that is refused, and the key to blame, if it is one's.
-struct Refusal(RejectReason, Option<KeyIndex>);
+struct Refusal(RejectReason, Option<KeyUse>);
 
 /// The outcome of a look at a request.
 type Admission<T = ()> = Step<Result<T, Refusal>>;
@@ -76,9 +75,12 @@ impl Engine {
 
     fn look_at_bounds(&self, session: SessionId) -> Admission {
         let refused = |reason| Ok(Err(Refusal(reason, None)));
+        let known = self.sessions.get(session)?;
         if self.phase != Phase::Serving {
             refused(RejectReason::Draining)
-        } else if self.sessions.get(session)?.waiters >= self.config.waiters_per_session_max {
+        } else if known.waiters >= self.config.waiters_per_session_max
+            || known.requests.len() - known.waiters >= self.config.holds_per_session_max
+        {
             refused(RejectReason::SessionFull)
         } else if self.requests.waiters() >= self.config.waiters_max {
             refused(RejectReason::QueueFull)
@@ -141,25 +143,24 @@ impl Engine {
             },
             Reentry::None | Reentry::Offer(_) => Joining { family: None, out_of_order: false },
         };
-        if joining.out_of_order {
-            acquire.wait = Duration::ZERO;
-        }
+        let wait = if joining.out_of_order { Duration::ZERO } else { acquire.wait };
+        acquire.wait = wait.min(self.config.wait_max);
         let queue_max = acquire.queue_max.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
         for used in uses.iter().filter(|used| used.part == Part::Bears) {
             let key = self.keys.get(used.key)?;
             if acquire.wait.is_zero() && !would_be_next(key, used.mode) {
-                return Ok(Err(Refusal(RejectReason::Conflict, Some(used.key))));
+                return Ok(Err(Refusal(RejectReason::Conflict, Some(*used))));
             }
             // It counts itself among those that are coming.
             let waiters = key.waiters() + key.coming as usize - 1;
             if waiters >= self.config.waiters_per_key_max.min(queue_max) {
-                return Ok(Err(Refusal(RejectReason::QueueFull, Some(used.key))));
+                return Ok(Err(Refusal(RejectReason::QueueFull, Some(*used))));
             }
             let hopeless = acquire.fail_fast
                 && !would_be_next(key, used.mode)
-                && key.estimate(self.now).is_some_and(|estimate| estimate > acquire.wait);
+                && key.estimate(self.now, used.mode).is_some_and(|estimate| estimate > acquire.wait);
             if hopeless {
-                return Ok(Err(Refusal(RejectReason::WaitHopeless, Some(used.key))));
+                return Ok(Err(Refusal(RejectReason::WaitHopeless, Some(*used))));
             }
         }
         Ok(Ok(joining.family))
@@ -209,11 +210,7 @@ impl Engine {
     }
 
     fn patience(&self, wait: Duration) -> (Patience, Duration) {
-        if wait.is_zero() {
-            (Patience::Try, self.config.claim_patience)
-        } else {
-            (Patience::Wait, wait.min(self.config.wait_max))
-        }
+        if wait.is_zero() { (Patience::Try, self.config.claim_patience) } else { (Patience::Wait, wait) }
     }
 
     /// The request queues for one more of its keys.
@@ -221,8 +218,11 @@ impl Engine {
         let queues = self.requests.waiting(index)?.queues;
         let used = self.requests.get(index)?.uses.get(usize::from(queues)).copied();
         let used = used.ok_or(Fault::Broken("a request queues for what it has not asked"))?;
-        if used.part == Part::Bears && self.waits_for_store_alone(used.key)? {
-            self.stretch_wait(index)?;
+        let stretched = used.part == Part::Bears && self.waits_for_store_alone(used.key)?;
+        let at_once = used.part == Part::Joins || would_be_next(self.keys.get(used.key)?, used.mode);
+        // What the store has used up of its wait at an earlier key is not held against it if nobody is in its way here.
+        if stretched || !at_once {
+            self.stretch_wait(index, stretched)?;
         }
         let entry = self.entry(index, used)?;
         let lock_delay = self.requests.get(index)?.lock_delay;
@@ -245,49 +245,48 @@ impl Engine {
     /// What the family says to one more who would join it.
     fn look_at_family(&self, secret: HolderSecret, uses: &mut Uses) -> Step<Result<Joining, RejectReason>> {
         let Some(index) = self.families.find(secret) else { return Ok(Err(RejectReason::NoSuchHold)) };
-        // How each key is held, and whether by anybody who was not told that it is lost.
-        let mut had: BTreeMap<KeyIndex, (Option<Mode>, bool)> = BTreeMap::new();
-        for member in &self.families.get(index)?.members {
-            let request = self.requests.get(*member)?;
-            for used in &request.uses {
-                let (mode, live) = had.entry(used.key).or_default();
-                *mode = mode.or((used.part == Part::Bears).then_some(used.mode));
-                *live |= matches!(request.stage, Stage::Holding(_));
-            }
+        let family = self.families.get(index)?;
+        if family.members.len() + family.waiting.len() > self.config.joins_per_hold_max {
+            return Ok(Err(RejectReason::QueueFull));
         }
-        if !had.values().any(|(_, live)| *live) {
+        let bonds = self.bonds(index)?;
+        if !bonds.iter().any(|bond| bond.live) {
             return Ok(Err(RejectReason::NoSuchHold));
         }
-        let largest = had.keys().filter_map(|key| self.name_of(*key)).max();
+        let largest = bonds.iter().filter_map(|bond| self.name_of(bond.key)).max();
         let mut out_of_order = false;
         for used in uses.iter_mut() {
-            match had.get(&used.key) {
-                Some((_, false)) => return Ok(Err(RejectReason::NoSuchHold)),
-                Some((Some(mode), true)) if covers(*mode, used.mode) => used.part = Part::Joins,
-                Some(_) => return Ok(Err(RejectReason::Upgrade)),
-                None => out_of_order |= self.name_of(used.key) < largest,
+            let mut had = bonds.iter().filter(|bond| bond.key == used.key).peekable();
+            if had.peek().is_none() {
+                out_of_order |= self.name_of(used.key) < largest;
+            } else if had.clone().any(|bond| bond.live && bond.covers(used.mode)) {
+                used.part = Part::Joins;
+            } else if had.any(|bond| bond.live) {
+                return Ok(Err(RejectReason::Upgrade));
+            } else {
+                return Ok(Err(RejectReason::NoSuchHold));
             }
         }
         Ok(Ok(Joining { family: Some(index), out_of_order }))
     }
 
-    /// For a refusal: why, and when it may be worth another try.
+    /// Says why, and when it may be worth another try for the key that is to blame.
     pub(crate) fn reject(
         &mut self,
         session: SessionId,
         request: RequestId,
         reason: RejectReason,
-        key: Option<KeyIndex>,
+        to_blame: Option<KeyUse>,
     ) -> Step {
-        let (queue_length, retry_after) = match key {
+        let (queue_length, retry_after) = match to_blame {
             None => (0, None),
-            Some(key) => {
-                let key = self.keys.get(key)?;
+            Some(used) => {
+                let key = self.keys.get(used.key)?;
                 let hint = match reason {
                     RejectReason::Conflict
                     | RejectReason::WaitTimeout
                     | RejectReason::QueueFull
-                    | RejectReason::WaitHopeless => key.estimate(self.now),
+                    | RejectReason::WaitHopeless => key.estimate(self.now, used.mode),
                     _ => None,
                 };
                 (key.waiters(), hint)
@@ -301,13 +300,4 @@ impl Engine {
 /// Whether a request in this mode would be granted as soon as the store and the lease allow.
 fn would_be_next(key: &Key, mode: Mode) -> bool {
     key.admits(mode) && key.first_live().is_none()
-}
-
-/// Whether who holds in mode `held` may do all that `wanted` allows, with nobody else let in by that.
-fn covers(held: Mode, wanted: Mode) -> bool {
-    match (held, wanted) {
-        (Mode::Exclusive, _) | (Mode::Shared, Mode::Shared) => true,
-        (Mode::Limit(held), Mode::Limit(wanted)) => held <= wanted,
-        _ => false,
-    }
 }

@@ -46,7 +46,8 @@ impl Engine {
                 Ok(_) if self.next_deadline().is_some_and(|deadline| deadline <= self.now) => {}
                 step => panic!("{name} was not served: {step:?}"),
             }
-            assert!(key.waiters() <= self.config.waiters_per_key_max, "I7: too many wait for {name}");
+            let outsiders = key.queue.iter().flat_map(|queue| queue.iter()).filter(|entry| entry.part == Part::Bears);
+            assert!(outsiders.count() <= self.config.waiters_per_key_max, "I7: too many wait for {name}");
             assert!(key.queue.is_none() || key.waiters() > 0, "an empty queue is kept for {name}");
             self.check_holders(index, key);
             if let Some(until) = key.holders.next_lingering() {
@@ -98,6 +99,8 @@ impl Engine {
     fn check_families(&self) {
         for (index, family) in self.families.iter() {
             assert!(!family.members.is_empty(), "I6: a family without members");
+            let joined = family.members.len() + family.waiting.len();
+            assert!(joined <= self.config.joins_per_hold_max + 1, "I7: too many join a hold");
             for member in family.members.iter().chain(&family.waiting) {
                 let request = self.requests.get(*member).expect("I6: a member is no request");
                 assert!(matches!(request.kin, Kin::Of(of) if of == index), "I6: a member is of another family");
@@ -106,10 +109,10 @@ impl Engine {
             for member in &family.members {
                 for used in &self.requests.get(*member).expect("a member").uses {
                     let users = family.members.iter().filter_map(|user| self.requests.get(*user).ok());
-                    let same = users.flat_map(|user| user.uses.iter()).filter(|other| other.key == used.key);
-                    let bearers = same.clone().filter(|other| other.part == Part::Bears).count();
-                    assert_eq!(bearers, 1, "I1: one member bears a key");
-                    assert!(same.clone().all(|other| other.token == used.token), "I2: a family has one token a key");
+                    let all = users.flat_map(|user| user.uses.iter()).filter(|other| other.key == used.key);
+                    let same = all.filter(|other| other.token == used.token);
+                    let bearers = same.filter(|other| other.part == Part::Bears).count();
+                    assert_eq!(bearers, 1, "I1: one member bears each hold of a key");
                 }
             }
         }
@@ -142,7 +145,7 @@ impl Engine {
                     let queue = key.queue.as_ref().expect("I5: a waiter has no queue");
                     let entry = self.entry(index, *used).expect("I5: a waiter has no place");
                     assert!(queue.has(entry, waiting.place), "I4: {:?} lost its place", request.holder);
-                    let pinned = position + 1 < queued.len();
+                    let pinned = position + 1 < queued.len() && used.part == Part::Bears;
                     assert_eq!(
                         queue.pinned_by == Some(index),
                         pinned,

@@ -13,7 +13,12 @@ pub struct Config {
     pub waiters_max: usize,
     /// Waiters of one session at once (I7).
     pub waiters_per_session_max: usize,
-    /// Waiters of one key at once (I7).
+    /// Holds of one session at once (I7); a session that resumes must be able to list them.
+    pub holds_per_session_max: usize,
+    /// Requests at once that have joined one hold, or wait to (I7).
+    pub joins_per_hold_max: usize,
+    /// Waiters of one key at once, besides those that join its hold: a full queue must not turn those away, for which the
+    /// hold may be waiting. They are bounded by session, and as a whole (I7).
     pub waiters_per_key_max: usize,
     /// Keys tracked at once, whatever their state (I7).
     pub keys_max: usize,
@@ -25,7 +30,8 @@ pub struct Config {
     pub lock_delay_max: Duration,
     /// How long a request waits for the *store* at least, however short its own wait (0 is a try), when nothing else
     /// stands between it and the key: free here, not owned yet, nobody before it. Once the store has answered that
-    /// somebody else has the key, its own wait counts.
+    /// somebody else has the key, its own wait counts. A try waits for this long even then: the other host may own the key
+    /// with nobody holding it, and gives it up when asked.
     pub claim_patience: Duration,
     /// What local waiters may still get when another host wants the key.
     pub handoff_budget: HandoffBudget,
@@ -49,6 +55,8 @@ impl Default for Config {
             sessions_max: 10_000,
             waiters_max: 1_000_000,
             waiters_per_session_max: 10_000,
+            holds_per_session_max: 32_768,
+            joins_per_hold_max: 256,
             waiters_per_key_max: 10_000,
             keys_max: 1_000_000,
             wait_max: Duration::from_secs(600),

@@ -2,8 +2,9 @@
 
 use core::time::Duration;
 
+use crate::families::Kin;
 use crate::keys::{KeyIndex, Ownership};
-use crate::requests::{Place, Request, Stage};
+use crate::requests::{Place, Request, RequestIndex, Stage};
 use crate::{Engine, HolderId, Instant, LockKey, LostReason, Mode, Token, Who};
 
 /// One tracked key.
@@ -49,6 +50,8 @@ pub struct HolderDescription {
     pub holder: HolderId,
     /// How it is held.
     pub mode: Mode,
+    /// Requests that joined this hold of the key; at most as many as were asked for.
+    pub joined: Vec<HolderId>,
     /// Its token of this key.
     pub token: Token,
     /// When it was granted.
@@ -107,9 +110,9 @@ impl Engine {
     fn describe_at(&self, index: KeyIndex, details: usize) -> Option<KeyDescription> {
         let key = self.keys.get(index).ok()?;
         let requests = |index: &crate::requests::RequestIndex| self.requests.get(*index).ok();
-        let holders = key.holders.iter().filter_map(|holder| describe_holder(requests(&holder)?, index));
+        let holders = key.holders.iter().filter_map(|holder| self.describe_holder(holder, index, details));
         let queue = key.queue.as_ref();
-        let waiters = queue.into_iter().flat_map(|queue| queue.iter()).take(details);
+        let waiters = queue.into_iter().flat_map(|queue| queue.iter()).map(|entry| entry.request).take(details);
         Some(KeyDescription {
             key: key.name.clone(),
             ownership: match &key.ownership {
@@ -139,22 +142,29 @@ impl Engine {
             who: request.who.as_deref().cloned(),
         })
     }
-}
 
-fn describe_holder(request: &Request, key: KeyIndex) -> Option<HolderDescription> {
-    let (hold, ending) = match request.stage {
-        Stage::Waiting(_) => return None,
-        Stage::Holding(hold) => (hold, None),
-        Stage::Ending { hold, reason, promise, .. } => (hold, Some((reason, promise))),
-    };
-    let used = request.use_of(key).ok()?;
-    Some(HolderDescription {
-        holder: request.holder,
-        mode: used.mode,
-        token: used.token?,
-        since: hold.granted,
-        limit: hold.limit,
-        ending,
-        who: request.who.as_deref().cloned(),
-    })
+    fn describe_holder(&self, index: RequestIndex, key: KeyIndex, details: usize) -> Option<HolderDescription> {
+        let request = self.requests.get(index).ok()?;
+        let (hold, ending) = match request.stage {
+            Stage::Waiting(_) => return None,
+            Stage::Holding(hold) => (hold, None),
+            Stage::Ending { hold, reason, promise, .. } => (hold, Some((reason, promise))),
+        };
+        let used = request.use_of(key).ok()?;
+        let users = match (&request.kin, used.token) {
+            (Kin::Of(family), Some(token)) => self.users_of(*family, key, token).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        let joined = users.into_iter().filter(|user| *user != index).take(details);
+        Some(HolderDescription {
+            holder: request.holder,
+            mode: used.mode,
+            joined: joined.filter_map(|user| Some(self.requests.get(user).ok()?.holder)).collect(),
+            token: used.token?,
+            since: hold.granted,
+            limit: hold.limit,
+            ending,
+            who: request.who.as_deref().cloned(),
+        })
+    }
 }

@@ -1,5 +1,6 @@
 //! The holds of one key, by mode: who holds it, whether one more may, and holds that ended uncleanly and linger.
 
+use core::num::NonZeroU32;
 use std::collections::BTreeMap;
 
 use crate::requests::RequestIndex;
@@ -126,13 +127,23 @@ impl Holders {
         group.live.first_key_value().map(|(token, _)| *token)
     }
 
-    /// Whether one more request would have to wait for one of these to end.
-    pub(crate) fn is_in_the_way(&self) -> bool {
-        match self {
-            Self::None => false,
-            Self::Exclusive(_) => true,
-            Self::Group(group) => group.kind == Kind::Shared || !group.has_place(u32::MAX),
+    /// Until when those that linger, if they are all there is, keep out a request in this mode.
+    pub(crate) fn lingers_until(&self, mode: Mode) -> Option<Instant> {
+        match (self, mode) {
+            _ if self.admits(mode) => None,
+            // One place is free as soon as the first of them is over.
+            (Self::Group(group), Mode::Limit(_)) if group.kind == Kind::Limited => self.next_lingering(),
+            _ => self.last_lingering(),
         }
+    }
+
+    /// How the key is held, live or lingering: the strictest mode among the holds, and how many they are.
+    pub(crate) fn summary(&self) -> Option<(Mode, usize)> {
+        let Self::Group(group) = self else {
+            return matches!(self, Self::Exclusive(_)).then_some((Mode::Exclusive, 1));
+        };
+        let smallest = group.limits.first_key_value().and_then(|(smallest, _)| NonZeroU32::new(*smallest));
+        Some((smallest.map_or(Mode::Shared, Mode::Limit), group.live.len() + group.lingering.len()))
     }
 
     /// Live holds.

@@ -1,17 +1,16 @@
 //! Holds: from the grant to the one end of each.
 
 use core::time::Duration;
-use std::collections::BTreeSet;
 
-use crate::families::{Family, FamilyIndex, Kin};
+use crate::families::Kin;
 use crate::fault::{Fault, Step};
 use crate::holders::Holders;
 use crate::input::ForcedDelay;
 use crate::keys::KeyIndex;
 use crate::mutation::Mutation;
-use crate::requests::{Hold, KeyUse, Part, Request, RequestIndex, Stage};
+use crate::requests::{Hold, KeyUse, Part, RequestIndex, Stage};
 use crate::timers::Timer;
-use crate::{Command, Ending, Engine, HolderId, Instant, KeyGrant, LockKey, LostReason, RejectReason, SmallVec, Token};
+use crate::{Command, Ending, Engine, HolderId, Instant, KeyGrant, LockKey, LostReason, SmallVec, Token};
 
 impl Engine {
     /// Makes the waiter a holder; the last of its keys said that it may be one.
@@ -30,8 +29,11 @@ impl Engine {
         for used in &mut uses {
             self.keys.get_mut(used.key)?.coming -= 1;
             used.token = Some(match (used.part, family) {
-                (Part::Joins, Some(family)) => self.token_of_family(family, used.key)?,
-                _ => self.take_token(used.key)?,
+                (Part::Joins, Some(family)) => {
+                    let bond = self.bond_for(family, used)?;
+                    bond.ok_or(Fault::Broken("a family does not have a key that it lets others join"))?.token
+                }
+                (Part::Bears, _) | (Part::Joins, None) => self.take_token(used.key)?,
             });
         }
         for (used, token) in uses.iter().filter(|used| used.part == Part::Bears).filter_map(with_token) {
@@ -88,38 +90,6 @@ impl Engine {
         Ok(token)
     }
 
-    fn token_of_family(&self, family: FamilyIndex, key: KeyIndex) -> Step<Token> {
-        for member in &self.families.get(family)?.members {
-            let used = self.requests.get(*member)?.uses.iter().find(|used| used.key == key);
-            if let Some(token) = used.and_then(|used| used.token) {
-                return Ok(token);
-            }
-        }
-        Err(Fault::Broken("a family does not have a key that it lets others join"))
-    }
-
-    /// A new hold becomes a member of the family that it waited for, or founds the one that it offered.
-    fn join_family(&mut self, index: RequestIndex, limit: Instant) -> Step {
-        let request = self.requests.get_mut(index)?;
-        let order = request.order;
-        match core::mem::take(&mut request.kin) {
-            Kin::None => {}
-            Kin::Of(family) => {
-                let entry = self.families.get_mut(family)?;
-                entry.waiting.remove(&index);
-                entry.members.insert(index);
-                self.requests.get_mut(index)?.kin = Kin::Of(family);
-            }
-            // A secret that is another one's already was not random; nobody can join then.
-            Kin::Founder(secret) => {
-                if let Some(family) = self.families.found(Family::new(*secret, order, limit, index))? {
-                    self.requests.get_mut(index)?.kin = Kin::Of(family);
-                }
-            }
-        }
-        Ok(())
-    }
-
     pub(crate) fn hold_limit(&mut self, index: RequestIndex) -> Step {
         self.lose(index, LostReason::HoldLimit, ForcedDelay::Keep)
     }
@@ -134,9 +104,18 @@ impl Engine {
 
     pub(crate) fn force_release(&mut self, name: &LockKey, token: Option<Token>, delay: ForcedDelay) -> Step {
         let Some(index) = self.keys.find(name) else { return Ok(()) };
-        for request in self.holders_of(index, token)? {
-            self.lose(request, LostReason::Forced, delay)?;
-        }
+        // As one change: nobody is let in beside holds that are still to be lost.
+        self.together(|engine| {
+            for request in engine.holders_of(index, token)? {
+                engine.lose(request, LostReason::Forced, delay)?;
+                // Also for those of its family that went before.
+                if let (ForcedDelay::Skip, Kin::Of(family)) = (delay, &engine.requests.get(request)?.kin) {
+                    let unclean = &mut engine.families.get_mut(*family)?.unclean;
+                    unclean.retain(|(key, of), _| *key != index || token.is_some_and(|token| token != *of));
+                }
+            }
+            Ok(())
+        })?;
         if delay == ForcedDelay::Skip && token.is_none() {
             self.lift_quarantine(index)?;
         }
@@ -151,13 +130,9 @@ impl Engine {
             if token.is_some() && request.use_of(index)?.token != token {
                 continue;
             }
-            all.push(bearer);
-            if let Kin::Of(family) = request.kin {
-                for member in self.families.get(family)?.members.iter().filter(|member| **member != bearer) {
-                    if self.requests.get(*member)?.uses.iter().any(|used| used.key == index) {
-                        all.push(*member);
-                    }
-                }
+            match (&request.kin, request.use_of(index)?.token) {
+                (Kin::Of(family), Some(token)) => all.extend(self.users_of(*family, index, token)?),
+                _ => all.push(bearer),
             }
         }
         Ok(all)
@@ -229,7 +204,7 @@ impl Engine {
     }
 
     /// The last who used the key has released it.
-    fn free_key(&mut self, used: KeyUse, quarantine: Option<Duration>, held: Duration) -> Step {
+    pub(crate) fn free_key(&mut self, used: KeyUse, quarantine: Option<Duration>, held: Duration) -> Step {
         let token = used.token.ok_or(Fault::Broken("a hold without a token"))?;
         let until = quarantine.map(|delay| self.now + delay).filter(|until| *until > self.now);
         let in_group = matches!(self.keys.get(used.key)?.holders, Holders::Group(_));
@@ -243,87 +218,6 @@ impl Engine {
             Some(until) => self.quarantine(used.key, until),
             None => Ok(()),
         }
-    }
-
-    /// What the member bore for others is borne on by one of them; what nobody else uses is free.
-    fn leave_family(
-        &mut self,
-        index: RequestIndex,
-        request: &Request,
-        family: FamilyIndex,
-        quarantine: Option<Duration>,
-        held: Duration,
-    ) -> Step {
-        self.families.get_mut(family)?.members.remove(&index);
-        for used in &request.uses {
-            let heir = self.other_user(family, used.key)?;
-            let unclean = &mut self.families.get_mut(family)?.unclean;
-            if heir.is_some()
-                && let Some(delay) = quarantine
-            {
-                let before = unclean.entry(used.key).or_default();
-                *before = delay.max(*before);
-            }
-            match (heir, used.part) {
-                (Some(_), Part::Joins) => {}
-                (Some(heir), Part::Bears) => self.pass_on(*used, heir)?,
-                (None, _) => {
-                    let left_behind = self.families.get_mut(family)?.unclean.remove(&used.key);
-                    self.free_key(*used, left_behind.max(quarantine), held)?;
-                }
-            }
-        }
-        self.turn_away_from(family)?;
-        if self.families.get(family)?.members.is_empty() {
-            self.families.forget(family)?;
-        }
-        Ok(())
-    }
-
-    fn other_user(&self, family: FamilyIndex, key: KeyIndex) -> Step<Option<RequestIndex>> {
-        for member in &self.families.get(family)?.members {
-            if self.requests.get(*member)?.uses.iter().any(|used| used.key == key) {
-                return Ok(Some(*member));
-            }
-        }
-        Ok(None)
-    }
-
-    fn pass_on(&mut self, used: KeyUse, heir: RequestIndex) -> Step {
-        let token = used.token.ok_or(Fault::Broken("a hold without a token"))?;
-        self.keys.get_mut(used.key)?.holders.pass_on(token, heir);
-        let inherited = self.requests.get_mut(heir)?.uses.iter_mut().find(|own| own.key == used.key);
-        let inherited = inherited.ok_or(Fault::Broken("a request does not use its key"))?;
-        // As strict as before: others were let in, or kept out, by the mode that stands among the holders.
-        *inherited = KeyUse { part: Part::Bears, mode: used.mode, ..*inherited };
-        Ok(())
-    }
-
-    fn turn_away_joiners(&mut self, lost: RequestIndex) -> Step {
-        match self.requests.get(lost)?.kin {
-            Kin::Of(family) => self.together(|engine| engine.turn_away_from(family)),
-            Kin::None | Kin::Founder(_) => Ok(()),
-        }
-    }
-
-    /// Who waits to join the hold of a key that nobody of the family has any more, or only such as were told that it is
-    /// lost, waits for nothing.
-    fn turn_away_from(&mut self, family: FamilyIndex) -> Step {
-        let mut alive = BTreeSet::new();
-        for member in &self.families.get(family)?.members {
-            let request = self.requests.get(*member)?;
-            if matches!(request.stage, Stage::Holding(_)) {
-                alive.extend(request.uses.iter().map(|used| used.key));
-            }
-        }
-        let waiting: Vec<RequestIndex> = self.families.get(family)?.waiting.iter().copied().collect();
-        for request in waiting {
-            let gone = |used: &KeyUse| used.part == Part::Joins && !alive.contains(&used.key);
-            if alive.is_empty() || self.requests.get(request)?.uses.iter().any(gone) {
-                self.answer_waiter(request, RejectReason::NoSuchHold)?;
-            }
-        }
-        Ok(())
     }
 
     /// Keeps the key from being granted before `until`, or longer if it is kept for longer already.

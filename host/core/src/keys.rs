@@ -137,6 +137,13 @@ impl Key {
         self.holders.is_none() && self.quarantine.is_none()
     }
 
+    /// Another host is to have it as soon as its holds have ended: beside them nobody else is let in, or readers that
+    /// overlap for ever would keep the other host waiting as long.
+    pub(crate) fn is_promised_away(&self, now: Instant) -> bool {
+        let Ownership::Owned(Owned { contention: Some(contention), .. }) = &self.ownership else { return false };
+        contention.exhausted(now) && !self.is_free() && self.pinned_by().is_none()
+    }
+
     /// Free, and nobody wants it.
     pub(crate) fn is_idle(&self) -> bool {
         self.is_free() && self.queue.is_none() && self.coming == 0
@@ -156,20 +163,6 @@ impl Key {
 
     pub(crate) fn pinned_by(&self) -> Option<RequestIndex> {
         self.queue.as_ref()?.pinned_by
-    }
-
-    /// When one more request would get its turn: the rest of the quarantine, and a typical hold for every turn before
-    /// it. `None` if nothing is known.
-    pub(crate) fn estimate(&self, now: Instant) -> Option<Duration> {
-        let turns = self.queue.as_ref().map_or(0, |queue| queue.turns()) + usize::from(self.holders.is_in_the_way());
-        let turns = u32::try_from(turns).unwrap_or(u32::MAX);
-        let holds = self.typical_hold_us.map(|us| Duration::from_micros(u64::from(us)).saturating_mul(turns));
-        let lingering = if self.holders.len() == 0 { self.holders.last_lingering() } else { None };
-        let quarantine = self.quarantine.max(lingering).map(|until| until.saturating_since(now));
-        match (holds, quarantine) {
-            (None, None) => None,
-            (holds, quarantine) => Some(holds.unwrap_or_default().saturating_add(quarantine.unwrap_or_default())),
-        }
     }
 
     pub(crate) fn is_listed_idle(&self) -> bool {

@@ -12,6 +12,7 @@ mod command;
 mod config;
 mod describe;
 mod engine;
+mod estimate;
 mod families;
 mod fault;
 #[cfg(feature = "model")]

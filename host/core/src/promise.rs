@@ -45,6 +45,14 @@ impl Lease {
         }
     }
 
+    /// How much longer it is good.
+    pub(crate) fn left(self, now: Instant) -> Duration {
+        match self {
+            Self::Until(until) => until.saturating_since(now),
+            Self::None => Duration::ZERO,
+        }
+    }
+
     /// A renewal never takes back what an earlier one gave.
     pub(crate) fn renewed(self, until: Instant) -> Self {
         match self {

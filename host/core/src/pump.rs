@@ -34,8 +34,10 @@ pub(crate) enum KeyStep {
     PassOver(RequestIndex),
     /// Its turn has come here, and it goes on to its next key.
     Pin(RequestIndex),
-    /// It is not its turn any more.
-    Unpin(RequestIndex),
+    /// It joins the hold of this key, and goes on to its next key.
+    GoOn(RequestIndex),
+    /// It does not have that key any more: it starts again from there.
+    StandBack(RequestIndex, KeyIndex),
     /// Nothing can be granted before the lease is renewed.
     Stall,
 }
@@ -96,7 +98,8 @@ impl Engine {
                     self.keys.queue_mut(index)?.pinned_by = Some(request);
                     self.join_next_queue(request)?;
                 }
-                KeyStep::Unpin(request) => self.unpin(index, request)?,
+                KeyStep::GoOn(joiner) => self.join_next_queue(joiner)?,
+                KeyStep::StandBack(request, to) => self.stand_back_to(request, to)?,
                 KeyStep::Stall => {
                     self.stalled.insert(index);
                 }
@@ -115,7 +118,7 @@ impl Engine {
         if let Some(pinner) = key.pinned_by()
             && !self.has(index, key, pinner)?
         {
-            return Ok(KeyStep::Unpin(pinner));
+            return Ok(KeyStep::StandBack(pinner, index));
         }
         match &key.ownership {
             Ownership::None if key.waiters() > 0 => Ok(KeyStep::Claim),
@@ -129,7 +132,7 @@ impl Engine {
     /// Whether earlier holds leave room for this one, or it joins them.
     fn may_hold(&self, index: KeyIndex, key: &Key, request: RequestIndex) -> Step<bool> {
         let used = self.requests.get(request)?.use_of(index)?;
-        Ok(used.part == Part::Joins || key.admits(used.mode))
+        Ok(used.part == Part::Joins || (key.admits(used.mode) && !key.is_promised_away(self.now)))
     }
 
     /// Whether a request that has just come for one key would be granted by its key's next step: it need not queue.
@@ -151,15 +154,20 @@ impl Engine {
     /// lease and its session.
     fn has(&self, index: KeyIndex, key: &Key, request: RequestIndex) -> Step<bool> {
         let Ownership::Owned(owned) = &key.ownership else { return Ok(false) };
-        Ok(self.is_ready(owned, self.requests.get(request)?)
-            && key.first_live() == Some(request)
-            && self.may_hold(index, key, request)?)
+        let asker = self.requests.get(request)?;
+        if asker.use_of(index)?.part == Part::Joins {
+            return Ok(self.is_remembered(owned, asker));
+        }
+        Ok(self.is_ready(owned, asker) && key.first_live() == Some(request) && self.may_hold(index, key, request)?)
     }
 
     /// Whether the store remembers the request's lock delay, and has given us a token for it.
     fn is_ready(&self, owned: &Owned, request: &Request) -> bool {
-        let remembered = request.lock_delay <= owned.lock_delay || self.mutated(Mutation::LockDelayNotRaised);
-        remembered && owned.next_token().is_some()
+        self.is_remembered(owned, request) && owned.next_token().is_some()
+    }
+
+    fn is_remembered(&self, owned: &Owned, request: &Request) -> bool {
+        request.lock_delay <= owned.lock_delay || self.mutated(Mutation::LockDelayNotRaised)
     }
 
     /// A claim that nobody waits for any more is left to land: were it withdrawn, waits shorter than the store's answer
@@ -201,30 +209,50 @@ impl Engine {
                 return Ok(KeyStep::Raise { new_epoch });
             }
         }
+        for joiner in key.queue.iter().flat_map(|queue| queue.joining()) {
+            let step = self.next_step_of_joiner(index, key, joiner)?;
+            if step != KeyStep::Rest {
+                return Ok(step);
+            }
+        }
         match live {
             Some(request) => self.next_step_of_first(index, key, self.first_come(key, request)),
             None => Ok(KeyStep::Rest),
         }
     }
 
-    /// The key is ours, and `first` is whose turn it is.
-    fn next_step_of_first(&self, index: KeyIndex, key: &Key, first: RequestIndex) -> Step<KeyStep> {
-        let request = self.requests.get(first)?;
-        let Stage::Waiting(waiting) = request.stage else { return Err(Fault::Broken("a hold stands in a queue")) };
-        if key.pinned_by() == Some(first) || !self.may_hold(index, key, first)? {
+    /// The joiner's family has the key, so it waits for nobody's turn here.
+    fn next_step_of_joiner(&self, index: KeyIndex, key: &Key, joiner: RequestIndex) -> Step<KeyStep> {
+        let request = self.requests.get(joiner)?;
+        if request.frontier()?.key != index || !self.has(index, key, joiner)? {
             return Ok(KeyStep::Rest);
         }
-        if waiting.deadline <= self.now {
-            return Ok(KeyStep::TimeOut(first));
+        self.next_step_of_ready(index, joiner, KeyStep::GoOn(joiner))
+    }
+
+    /// The key is ours, and `first` is whose turn it is.
+    fn next_step_of_first(&self, index: KeyIndex, key: &Key, first: RequestIndex) -> Step<KeyStep> {
+        if key.pinned_by() == Some(first) || !self.may_hold(index, key, first)? {
+            return Ok(KeyStep::Rest);
         }
         let out_of_turn = self.mutated(Mutation::LastComeFirstServed);
         if !out_of_turn && !self.has(index, key, first)? {
             return Ok(KeyStep::Rest);
         }
+        self.next_step_of_ready(index, first, KeyStep::Pin(first))
+    }
+
+    /// Nothing but the lease, the session and further keys is between the request and its grant; `go_on` leads to those.
+    fn next_step_of_ready(&self, index: KeyIndex, first: RequestIndex, go_on: KeyStep) -> Step<KeyStep> {
+        let request = self.requests.get(first)?;
+        let Stage::Waiting(waiting) = request.stage else { return Err(Fault::Broken("a hold stands in a queue")) };
+        if waiting.deadline <= self.now {
+            return Ok(KeyStep::TimeOut(first));
+        }
         let is_last = request.uses.last().is_some_and(|last| last.key == index);
         Ok(match self.prospect(request)? {
             Prospect::Quiet => KeyStep::PassOver(first),
-            _ if !is_last => KeyStep::Pin(first),
+            _ if !is_last => go_on,
             Prospect::Good => self.grant_or_stand_back(index, first)?,
             Prospect::LeaseShort if self.stalled.contains(&index) => KeyStep::Rest,
             Prospect::LeaseShort => KeyStep::Stall,
@@ -235,7 +263,7 @@ impl Engine {
     fn grant_or_stand_back(&self, last: KeyIndex, request: RequestIndex) -> Step<KeyStep> {
         for used in self.requests.get(request)?.uses.iter().filter(|used| used.key != last) {
             if !self.has(used.key, self.keys.get(used.key)?, request)? {
-                return Ok(KeyStep::Rest);
+                return Ok(KeyStep::StandBack(request, used.key));
             }
         }
         Ok(KeyStep::Grant(request))
@@ -246,15 +274,13 @@ impl Engine {
         let heard = self.sessions.get(request.holder.session)?.heard;
         let useful = useful_validity(&self.config);
         let ttl = self.config.session_ttl;
-        let left = |basis: Duration| (heard + validity(basis)).saturating_since(self.now);
-        let basis = if self.mutated(Mutation::LeaseIgnored) { ttl } else { self.lease.basis(heard, self.now, ttl) };
-        Ok(if left(basis) >= useful {
-            Prospect::Good
-        } else if left(ttl) < useful {
-            Prospect::Quiet
-        } else {
-            Prospect::LeaseShort
-        })
+        if (heard + validity(ttl)).saturating_since(self.now) < useful {
+            return Ok(Prospect::Quiet);
+        }
+        // With so much of the lease left, what is promised within it is useful whenever the session was heard.
+        let lease = self.lease.left(self.now);
+        let short = lease < useful + (ttl - validity(ttl)) && !self.mutated(Mutation::LeaseIgnored);
+        Ok(if short { Prospect::LeaseShort } else { Prospect::Good })
     }
 
     /// Its session has gone quiet: others go first.
@@ -265,16 +291,17 @@ impl Engine {
         self.pump_queued(index)
     }
 
-    /// The pinner does not have the key any more: it leaves the queues of all larger ones, and starts again from here.
-    fn unpin(&mut self, index: KeyIndex, request: RequestIndex) -> Step {
-        self.keys.queue_mut(index)?.pinned_by = None;
+    /// The request does not have the key any more: it leaves the queues of all larger ones, and starts again from there.
+    fn stand_back_to(&mut self, request: RequestIndex, index: KeyIndex) -> Step {
+        let queue = self.keys.queue_mut(index)?;
+        queue.pinned_by = queue.pinned_by.filter(|pinner| *pinner != request);
         let uses = self.requests.get(request)?.uses.clone();
         let kept = uses.iter().position(|used| used.key == index).map_or(0, |position| position + 1);
         self.stand_back(request, u8::try_from(kept).unwrap_or(u8::MAX))?;
         for used in uses.iter().skip(kept) {
             self.pump(used.key)?;
         }
-        Ok(())
+        self.pump(index)
     }
 
     pub(crate) fn pump_queued(&mut self, index: RequestIndex) -> Step {
@@ -297,7 +324,11 @@ impl Engine {
     fn claim(&mut self, index: KeyIndex) -> Step {
         let claim = self.next_claim();
         let key = self.keys.get(index)?;
-        let lock_delay = key.queue.as_ref().map_or(Duration::ZERO, |queue| queue.lock_delay);
+        let mut lock_delay = key.queue.as_ref().map_or(Duration::ZERO, |queue| queue.lock_delay);
+        // Holds from before the key was lost may still end uncleanly.
+        for holder in key.holders.iter() {
+            lock_delay = lock_delay.max(self.requests.get(holder)?.lock_delay);
+        }
         let name = key.name.clone();
         self.keys.set_ownership(index, Ownership::Claiming { claim, asked: lock_delay, queued: false })?;
         self.emit(Command::ClaimOwnership { key: name, claim, lock_delay, new_epoch: false });

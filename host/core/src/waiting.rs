@@ -7,7 +7,7 @@ use crate::fault::{Fault, Step};
 use crate::keys::{Key, KeyIndex, Ownership};
 use crate::mutation::Mutation;
 use crate::promise::Lease;
-use crate::queue::{Entry, Ticket};
+use crate::queue::Entry;
 use crate::requests::{KeyUse, Part, Patience, Place, Request, RequestIndex, Stage, Waiting};
 use crate::timers::Timer;
 use crate::{Ending, Engine, HolderId, Instant, RejectReason, RequestId, SessionId};
@@ -32,15 +32,17 @@ impl Engine {
     /// The store has answered, and something else stands in the way: a stretched wait is cut to what was asked for.
     pub(crate) fn end_store_patience(&mut self, key: KeyIndex) -> Step {
         // A wait is stretched only at the head of the queue.
-        let Some(first) = self.keys.get(key)?.queue.as_ref().and_then(|queue| queue.first()) else { return Ok(()) };
+        let first = self.keys.get(key)?.queue.as_ref().and_then(|queue| queue.in_line().next());
+        let Some(first) = first.map(|entry| entry.request) else { return Ok(()) };
         let own_deadline = self.requests.waiting(first)?.own_deadline;
         self.move_deadline(first, |deadline| deadline.min(own_deadline))
     }
 
-    /// The store alone is to keep the request waiting now: it gets as much patience for that as it has from the start.
-    pub(crate) fn stretch_wait(&mut self, index: RequestIndex) -> Step {
+    /// While the store alone keeps the request waiting, its wait is stretched: all in all by no more than the patience.
+    pub(crate) fn stretch_wait(&mut self, index: RequestIndex, stretched: bool) -> Step {
         let patient_until = self.requests.get(index)?.since + self.config.claim_patience;
-        self.move_deadline(index, |deadline| deadline.max(patient_until))
+        let own_deadline = self.requests.waiting(index)?.own_deadline;
+        self.move_deadline(index, |_| if stretched { own_deadline.max(patient_until) } else { own_deadline })
     }
 
     /// After a resume: the wait ends when the client says, if that is earlier.
@@ -71,13 +73,16 @@ impl Engine {
             return self.pump_all(&request);
         }
         let request = self.requests.get(index)?;
-        let reason = self.timeout_reason(self.keys.get(request.frontier()?.key)?, request);
+        let used = request.frontier()?;
+        let key = self.keys.get(used.key)?;
+        let may_hold = used.part == Part::Joins || key.admits(used.mode);
+        let reason = self.timeout_reason(key, request, may_hold);
         self.answer_waiter(index, reason)
     }
 
     /// Removes a waiter and rejects it.
     pub(crate) fn answer_waiter(&mut self, index: RequestIndex, reason: RejectReason) -> Step {
-        let to_blame = self.requests.get(index)?.frontier()?.key;
+        let to_blame = self.requests.get(index)?.frontier()?;
         let request = self.forget_waiter(index)?;
         let HolderId { session, request: id } = request.holder;
         self.reject(session, id, reason, Some(to_blame))?;
@@ -143,13 +148,8 @@ impl Engine {
     /// How the request stands in the queue of that key.
     pub(crate) fn entry(&self, index: RequestIndex, used: KeyUse) -> Step<Entry> {
         let request = self.requests.get(index)?;
-        let turn = match (used.part, &request.kin) {
-            (Part::Joins, Kin::Of(family)) => self.families.get(*family)?.order,
-            _ => request.order,
-        };
         let is_try = matches!(request.stage, Stage::Waiting(Waiting { patience: Patience::Try, .. }));
-        let ticket = Ticket { turn, order: request.order };
-        Ok(Entry { request: index, mode: used.mode, ticket, is_try })
+        Ok(Entry { request: index, ticket: request.order, mode: used.mode, part: used.part, is_try })
     }
 
     /// Takes a waiter out of its turn, or back into it. The caller pumps its keys.
@@ -159,22 +159,20 @@ impl Engine {
         for position in 0..waiting.queues {
             let used = self.requests.get(index)?.queued()?.get(usize::from(position)).copied();
             let used = used.ok_or(Fault::Broken("a request queues for what it has not asked"))?;
-            let ticket = self.entry(index, used)?.ticket;
-            let queue = self.keys.get_mut(used.key)?.queue.as_mut();
-            queue.ok_or(Fault::Broken("a waiter has no queue"))?.shift(ticket, index, from, to);
+            let entry = self.entry(index, used)?;
+            self.keys.queue_mut(used.key)?.shift(entry, from, to);
         }
         Ok(())
     }
 
-    fn timeout_reason(&self, key: &Key, request: &Request) -> RejectReason {
+    fn timeout_reason(&self, key: &Key, request: &Request, may_hold: bool) -> RejectReason {
         let is_try = matches!(request.stage, Stage::Waiting(Waiting { patience: Patience::Try, .. }));
         let lease_good = matches!(self.lease, Lease::Until(until) if self.now < until);
         let store_to_blame = match &key.ownership {
             Ownership::Owned(owned) if owned.next_token().is_none() => return RejectReason::TokensExhausted,
-            // Free and ours, and still no grant: the lease or the record lags behind.
-            Ownership::Owned(owned) => {
-                is_try || (key.is_free() && (!lease_good || request.lock_delay > owned.lock_delay))
-            }
+            Ownership::Owned(_) if is_try && !may_hold => return RejectReason::Conflict,
+            // Ours, and nobody in the way, and still no grant: the lease or the record lags behind.
+            Ownership::Owned(owned) => is_try || (may_hold && (!lease_good || request.lock_delay > owned.lock_delay)),
             Ownership::Claiming { queued: true, .. } if is_try => return RejectReason::Conflict,
             Ownership::Claiming { queued: true, .. } => false,
             Ownership::Claiming { queued: false, .. } | Ownership::None => {

@@ -11,6 +11,7 @@ use tokio_stream::Stream;
 use turnstile_core::{EndReason, HeartbeatSeq, Input, RequestId, SessionId};
 use turnstile_protocol::{NAME_MAX_BYTES, VERSION, v1};
 
+use super::Client;
 use crate::wire::{self, ParsedResume};
 
 /// Items that may wait for a slow reader; past them its stream is closed (and the session suspended).
@@ -92,7 +93,7 @@ impl Outbound {
         let _ = self.messages.send(Err(status));
     }
 
-    fn send(&self, items: Vec<v1::ServerItem>) {
+    pub(crate) fn send(&self, items: Vec<v1::ServerItem>) {
         self.queued_items.fetch_add(items.len(), Ordering::Relaxed);
         let _ = self.messages.send(Ok(v1::ServerMessage { items }));
     }
@@ -116,6 +117,7 @@ impl Stream for OutboundStream {
 
 /// A session as the driver sees it; the engine has the same ones.
 struct Connection {
+    client: Client,
     generation: Generation,
     stream: CurrentStream,
     pending: Vec<v1::ServerItem>,
@@ -170,6 +172,7 @@ impl Connections {
     /// Welcomes or refuses a stream; the input tells the engine.
     pub(super) fn open(&mut self, open: Open) -> Option<Input> {
         let Open { hello, outbound, alive, reply } = open;
+        let client = Client { node: hello.node.clone(), worker: hello.worker.clone() };
         match self.admit(hello) {
             Err(refusal) => {
                 let _ = reply.send(Err(refusal));
@@ -178,6 +181,7 @@ impl Connections {
             Ok(Admitted { opened, input, refused }) => {
                 let resumed = matches!(input, Input::ResumeSession { .. });
                 let connection = Connection {
+                    client,
                     generation: opened.generation,
                     stream: CurrentStream::Open { outbound, _alive: alive },
                     // What was meant for an older stream must not arrive on this one: its anchors are of that one.
@@ -223,6 +227,11 @@ impl Connections {
         let session = SessionId(u64::from_ne_bytes(id));
         let input = Input::OpenSession { session, seq };
         Ok(Admitted { opened: Opened { session, generation }, input, refused: Vec::new() })
+    }
+
+    /// Who is at the other end.
+    pub(super) fn client(&self, session: SessionId) -> Option<&Client> {
+        self.by_session.get(&session).map(|connection| &connection.client)
     }
 
     pub(super) fn is_current(&self, opened: Opened) -> bool {

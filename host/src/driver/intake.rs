@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::{Open, Opened};
+use super::{Open, Opened, Question};
 use crate::wire;
 
 /// Items of one event at most: larger messages come in several.
@@ -22,7 +22,7 @@ pub(super) const TURN_EVENTS_MAX: usize = 256;
 /// No more events are taken in a turn that has this much work to do.
 const TURN_WORK_MAX: usize = 4 * EVENT_ITEMS_MAX;
 
-/// What the sessions, or the operator, tell the driver.
+/// What the sessions, or people, tell the driver.
 #[derive(Debug)]
 pub enum Event {
     /// A stream said Hello.
@@ -38,6 +38,8 @@ pub enum Event {
     },
     /// The stream is gone.
     Closed(Opened),
+    /// Somebody looks at the locks, or orders something.
+    Ask(Question),
     /// Grant no more, and end when nothing is held.
     Drain,
 }
@@ -48,6 +50,7 @@ impl Event {
         match self {
             Self::Items { items, .. } => 1 + items.len(),
             Self::Open(open) => 1 + open.hello.resume.as_ref().map_or(0, wire::resume_length),
+            Self::Ask(question) => 1 + question.work(),
             Self::Closed(_) | Self::Drain => 1,
         }
     }

@@ -6,12 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
+
+use crate::http_client;
 
 /// Where `cargo xtask setup` puts Envoy, seen from the repository.
 const FETCHED: &str = "target/turnstile/envoy";
@@ -177,19 +175,7 @@ impl Envoy {
 
     async fn admin(&self, method: &str, path: &str) -> io::Result<(u16, String)> {
         let address = self.admin_address().ok_or(io::ErrorKind::NotFound)?;
-        let stream = TcpStream::connect(address).await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        tokio::spawn(connection);
-        let request = hyper::Request::builder()
-            .method(method)
-            .uri(path)
-            .header(hyper::header::HOST, address.to_string())
-            .body(Empty::<Bytes>::new())
-            .map_err(io::Error::other)?;
-        let response = sender.send_request(request).await.map_err(io::Error::other)?;
-        let status = response.status().as_u16();
-        let body = response.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
+        let (status, body) = http_client::ask(address, &address.to_string(), method, path, None).await?;
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     }
 }

@@ -31,6 +31,7 @@ pub(crate) async fn start(directory: &TempDir, more: &str) -> Running {
     let overrides = Overrides {
         listen: Some(([127, 0, 0, 1], 0).into()),
         admin_listen: Some(([127, 0, 0, 1], 0).into()),
+        api_listen: Some(([127, 0, 0, 1], 0).into()),
         database: Some(directory.path().join("locks.db")),
     };
     let config = Config::parse(more, &overrides).unwrap();

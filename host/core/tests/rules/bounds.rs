@@ -1,6 +1,8 @@
 //! Bounds (I7): past them the answer is a rejection at once.
 
-use turnstile_core::{Acquire, EndReason, HeartbeatSeq, Input, RejectReason, SessionId};
+use turnstile_core::{
+    Acquire, Command, EndReason, Ending, HeartbeatSeq, HolderSecret, Input, Mode, Reentry, RejectReason, SessionId,
+};
 
 use crate::bench::*;
 
@@ -22,6 +24,32 @@ fn waiters_of_a_session() {
     assert_eq!(bench.acquire(1, wants(3)), []);
     assert_eq!(bench.acquire(1, wants(4)), [reject(1, 4, RejectReason::SessionFull)]);
     assert_eq!(bench.acquire(2, wants(1)), []);
+}
+
+#[test]
+fn holds_of_a_session() {
+    let mut bench = Bench::ready_with(2, |config| config.holds_per_session_max = 2);
+    for request in 2..4 {
+        assert!(matches!(bench.acquire(1, wants_as(request, Mode::Shared))[..], [Command::Grant { .. }]));
+    }
+    assert_eq!(bench.acquire(1, wants_as(4, Mode::Shared)), [reject(1, 4, RejectReason::SessionFull)]);
+    assert!(matches!(bench.acquire(2, wants_as(1, Mode::Shared))[..], [Command::Grant { .. }]));
+    bench.release(1, 2, Ending::Clean);
+    assert!(matches!(bench.acquire(1, wants_as(5, Mode::Shared))[..], [Command::Grant { .. }]));
+}
+
+#[test]
+fn joins_of_a_hold() {
+    let mut bench = Bench::ready_with(2, |config| config.joins_per_hold_max = 2);
+    let secret = HolderSecret([7; 16]);
+    bench.acquire(1, Acquire { reentry: Reentry::Offer(secret), ..wants(2) });
+    let joins = |request| Acquire { reentry: Reentry::Join(secret), ..wants(request) };
+    for request in 1..3 {
+        assert!(matches!(bench.acquire(2, joins(request))[..], [Command::Grant { .. }]));
+    }
+    assert_eq!(bench.acquire(2, joins(3)), [reject(2, 3, RejectReason::QueueFull)]);
+    bench.release(2, 1, Ending::Clean);
+    assert!(matches!(bench.acquire(2, joins(4))[..], [Command::Grant { .. }]));
 }
 
 #[test]

@@ -12,5 +12,6 @@ mod reentry;
 mod resuming;
 mod sessions;
 mod several;
+mod suspicions;
 mod tokens;
 mod waiting;

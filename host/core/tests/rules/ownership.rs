@@ -1,6 +1,8 @@
 //! Ownership: claims, the store's answers, other hosts, and losing it.
 
-use turnstile_core::{Acquire, ClaimId, Command, Ending, HandoffBudget, Input, LostReason, RejectReason, SessionId};
+use turnstile_core::{
+    Acquire, ClaimId, Command, Ending, HandoffBudget, Input, LostReason, Mode, RejectReason, SessionId,
+};
 
 use crate::bench::*;
 
@@ -174,6 +176,22 @@ fn another_host_waits_for_no_more_than_the_budgets_grants() {
     assert_eq!(bench.gain("k", 2, 9), [grant(1, 5, token(9, 0), 0, VALID)]);
     // The budget starts anew with the ownership.
     assert_eq!(bench.release(1, 5, Ending::Clean), [grant(1, 6, token(9, 1), 0, VALID)]);
+}
+
+#[test]
+fn another_host_does_not_wait_for_readers_that_overlap_for_ever() {
+    let mut bench =
+        Bench::ready_with(1, |config| config.handoff_budget = HandoffBudget { grants: 1, time: ms(60_000) });
+    assert_eq!(bench.acquire(1, wants_as(2, Mode::Shared)), [grant(1, 2, token(1, 1), 0, VALID)]);
+    assert_eq!(bench.contend("k"), []);
+    assert_eq!(bench.acquire(1, wants_as(3, Mode::Shared)), [grant_beside(1, 3, token(1, 2), token(1, 1))]);
+    // The key is not free, but the budget is spent: the next reader queues behind the other host.
+    assert_eq!(bench.acquire(1, wants_as(4, Mode::Shared)), []);
+    let refused = bench.acquire(1, Acquire { wait: ms(0), ..wants_as(5, Mode::Shared) });
+    assert!(matches!(refused[..], [Command::Reject { reason: RejectReason::Conflict, .. }]), "{refused:?}");
+    assert_eq!(bench.release(1, 2, Ending::Clean), []);
+    assert_eq!(bench.release(1, 3, Ending::Clean), [give_up("k"), claim("k", 2)]);
+    assert_eq!(bench.gain("k", 2, 9), [grant(1, 4, token(9, 0), 0, VALID)]);
 }
 
 #[test]

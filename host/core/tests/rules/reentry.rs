@@ -266,3 +266,15 @@ fn who_is_turned_away_during_a_resume_is_told_so_once() {
     let resume = Resume { waiters: vec![join_with_z()], releases, ..Resume::default() };
     assert_eq!(bench.resume(1, 2, resume), [reject_with(1, 3, RejectReason::NoSuchHold, None, 0), ack(1, 2, VALID)]);
 }
+
+#[test]
+fn a_description_names_those_who_joined() {
+    let mut bench = held(3);
+    bench.acquire(2, joins(1));
+    bench.acquire(3, joins(1));
+    let described = bench.engine.describe(&key("k"), 9).unwrap();
+    let [holder] = &described.holders[..] else { panic!("one hold of the key: {described:?}") };
+    let joined: Vec<(u64, u64)> = holder.joined.iter().map(|joined| (joined.session.0, joined.request.0)).collect();
+    assert_eq!((holder.holder.session.0, joined), (1, vec![(2, 1), (3, 1)]));
+    assert_eq!(described.holder_count, 1);
+}
