@@ -99,7 +99,8 @@ impl<V: View> Shown<'_, V> {
         self.engine.stalled.contains(&index).hash(hasher);
         key.queue.is_some().hash(hasher);
         if let Some(queue) = &key.queue {
-            (queue.iter().collect::<Vec<_>>(), queue.lock_delay, queue.pinned_by).hash(hasher);
+            let waiters: Vec<_> = queue.iter().map(|entry| entry.request).collect();
+            (waiters, queue.lock_delay, queue.pinned_by).hash(hasher);
         }
     }
 
@@ -141,14 +142,16 @@ impl<V: View> Shown<'_, V> {
     }
 
     fn key_use(&self, used: &KeyUse, hasher: &mut impl Hasher) {
-        let name = self.engine.keys.get(used.key).ok().map(|key| &key.name);
-        let token = name.zip(used.token).map(|(name, token)| self.token(name, token));
+        let token = used.token.map(|token| self.token_of(used.key, token));
         (used.key, used.asked, used.part as u8, used.mode, token).hash(hasher);
     }
 
     fn family(&self, family: &Family, hasher: &mut impl Hasher) {
-        (family.secret, self.order(family.order), self.view.until(family.limit)).hash(hasher);
-        (&family.members, &family.waiting, &family.unclean).hash(hasher);
+        (family.secret, self.view.until(family.limit), &family.members, &family.waiting).hash(hasher);
+        for ((key, token), delay) in &family.unclean {
+            (self.token_of(*key, *token), delay).hash(hasher);
+        }
+        family.unclean.len().hash(hasher);
     }
 
     fn session(&self, id: SessionId, session: &Session, hasher: &mut impl Hasher) {
@@ -157,16 +160,19 @@ impl<V: View> Shown<'_, V> {
         (session.link == Link::Connected, session.passed_over, session.last_request).hash(hasher);
     }
 
+    fn token_of(&self, index: KeyIndex, token: Token) -> Option<(KeyIndex, (u64, u64))> {
+        let key = self.engine.keys.get(index).ok()?;
+        Some((index, self.token(&key.name, token)))
+    }
+
     fn token(&self, key: &LockKey, token: Token) -> (u64, u64) {
         let epoch = Epoch(token.as_u64() >> Token::SEQUENCE_BITS);
         (self.view.epoch(key, epoch), token.as_u64() & u64::from(Token::SEQUENCE_MAX))
     }
 
-    /// A request's place among all that there are, or whose family there is.
+    /// A request's place among all that there are.
     fn order(&self, order: u64) -> usize {
-        let of_requests = self.engine.requests.iter().map(|(_, request)| request.order);
-        let of_families = self.engine.families.iter().map(|(_, family)| family.order);
-        of_requests.chain(of_families).filter(|other| *other < order).count()
+        self.engine.requests.iter().filter(|(_, request)| request.order < order).count()
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct Entry {
 }
 
 /// Some of them, in the order of their coming.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Line {
     live: BTreeMap<Ticket, Entry>,
     passed_over: BTreeMap<Ticket, Entry>,

@@ -48,6 +48,7 @@ pub(crate) struct Request {
     pub(crate) choice: usize,
     until: u64,
     pub(crate) stage: Stage,
+    held: Vec<HeldKey>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,15 +84,9 @@ impl Client {
     }
 
     /// The keys that it holds, as it believes.
-    pub(crate) fn believes(&self, now: u64, plan: &Plan) -> impl Iterator<Item = HeldKey> {
+    pub(crate) fn believes(&self, now: u64) -> impl Iterator<Item = HeldKey> {
         let holds = self.requests.iter().filter(move |request| request.stage == Stage::Holding && self.promise > now);
-        holds.flat_map(|request| self.keys_of(request, plan))
-    }
-
-    fn keys_of(&self, request: &Request, plan: &Plan) -> impl Iterator<Item = HeldKey> {
-        let family = plan.family(self.number, request.number, request.choice);
-        let keys = plan.ask(self.number, request.number, request.choice).keys.iter();
-        keys.map(move |(key, mode)| HeldKey { key: *key, mode: *mode, family })
+        holds.flat_map(|request| request.held.iter().copied())
     }
 
     pub(crate) fn count(&self, stage: Stage) -> usize {
@@ -106,7 +101,7 @@ impl Client {
         self.asked += 1;
         let number = self.asked;
         let wait = plan.ask(self.number, number, choice).wait;
-        self.requests.push(Request { number, choice, until: now + wait, stage: Stage::Waiting });
+        self.requests.push(Request { number, choice, until: now + wait, stage: Stage::Waiting, held: Vec::new() });
         ToHost::Acquire((number, choice, wait))
     }
 
@@ -166,7 +161,10 @@ impl Client {
     pub(crate) fn receive(&mut self, message: ToClient, around: &mut Around<'_>) -> Vec<ToHost> {
         match message {
             ToClient::Welcome { session, resumed } => self.welcomed(session, resumed, around),
-            ToClient::Grant { request, seq, valid } => self.granted(request, seq, valid, around).into_iter().collect(),
+            ToClient::Grant { request, held, seq, valid } => {
+                self.promised(seq, valid);
+                self.granted(request, held, around).into_iter().collect()
+            }
             ToClient::Reject { request } => {
                 match self.stage(request) {
                     Some(Stage::Holding) => around.judge.violate(|| format!("I5: {request} was granted and rejected")),
@@ -215,8 +213,7 @@ impl Client {
         waiters.map(|request| ToHost::Acquire(request.wanted(around.now))).collect()
     }
 
-    fn granted(&mut self, number: u64, seq: u64, valid: u64, around: &mut Around<'_>) -> Option<ToHost> {
-        self.promised(seq, valid);
+    fn granted(&mut self, number: u64, held: Vec<HeldKey>, around: &mut Around<'_>) -> Option<ToHost> {
         let promise = self.promise;
         match self.requests.iter_mut().find(|request| request.number == number) {
             None => {
@@ -234,6 +231,7 @@ impl Client {
             }
             Some(request) => {
                 request.stage = Stage::Holding;
+                request.held = held;
                 around.sights.see(Sight::Granted);
                 None
             }
@@ -270,8 +268,7 @@ impl Client {
         if ending == Ending::Unclean {
             let until = ended + around.plan.ask(self.number, number, request.choice).lock_delay;
             if until > around.now {
-                let holds = self.keys_of(&request, around.plan);
-                around.judge.lingering.extend(holds.map(|hold| Lingering { until, hold }));
+                around.judge.lingering.extend(request.held.iter().map(|hold| Lingering { until, hold: *hold }));
             }
         }
     }
@@ -301,8 +298,9 @@ impl Client {
         (until(now, self.promise).max(0), self.asked).hash(hasher);
         for request in &self.requests {
             (request.number, request.choice, request.stage).hash(hasher);
-            if request.stage == Stage::Waiting {
-                until(now, request.until).hash(hasher);
+            match request.stage {
+                Stage::Waiting => until(now, request.until).hash(hasher),
+                Stage::Holding => request.held.iter().for_each(|held| held.feed(names, hasher)),
             }
         }
         for (number, ending, covered) in &self.unacked {

@@ -9,6 +9,7 @@ use turnstile_core::{
     Reentry, RequestId, Resume, SessionId, View,
 };
 
+use crate::judge::HeldKey;
 use crate::names::Names;
 use crate::plan::{Family, KEYS, Kin, Plan, key, number_of};
 use crate::store::Incarnation;
@@ -47,19 +48,25 @@ pub(crate) enum Stream {
 }
 
 /// What a request was told last, for I5.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 enum Answer {
     None,
-    Granted(Vec<u64>),
+    Granted(Vec<HeldKey>),
     Lost,
+}
+
+impl Answer {
+    fn held(&self) -> &[HeldKey] {
+        if let Self::Granted(held) = self { held } else { &[] }
+    }
 }
 
 /// What a host does to the world.
 pub(crate) enum Out {
     ToClient(usize, ToClient),
     Close(usize),
-    /// The tokens of keys, to a hold of this family.
-    Granted(Option<Family>, Vec<(usize, u64)>),
+    /// A grant of so many keys; these of them were not joined.
+    Granted(Vec<HeldKey>, usize),
     ToldAgain,
     SessionEnded,
     Violation(String),
@@ -137,12 +144,12 @@ impl Host {
             let mut out = vec![Out::ToClient(client, ToClient::Welcome { session, resumed: true })];
             self.answers.retain(|(of, request), (_, answer)| {
                 let waits = beliefs.waiters.iter().any(|(waiter, ..)| waiter == request);
-                let holds = beliefs.holds.contains(request) && *answer != Answer::None;
+                let holds = beliefs.holds.contains(request) && !matches!(answer, Answer::None);
                 *of != session || waits || holds
             });
             for (waiter, choice, _) in &beliefs.waiters {
                 let (_, answer) = self.answers.entry((session, *waiter)).or_insert((*choice, Answer::None));
-                if *answer == Answer::Lost {
+                if matches!(answer, Answer::Lost) {
                     *answer = Answer::None;
                 }
             }
@@ -272,9 +279,9 @@ impl Host {
         match command {
             Command::Grant { session, request, keys, seq, valid, .. } => {
                 let tokens: Vec<u64> = keys.iter().map(|key| key.token.as_u64()).collect();
-                self.granted(plan, session, request.0, tokens, out);
-                let valid = valid.as_micros() as u64;
-                self.send(session, ToClient::Grant { request: request.0, seq: seq.0, valid }, out);
+                let held = self.granted(plan, session, request.0, &tokens, out);
+                let (request, seq, valid) = (request.0, seq.0, valid.as_micros() as u64);
+                self.send(session, ToClient::Grant { request, held, seq, valid }, out);
             }
             Command::Reject { session, request, .. } => {
                 if !matches!(self.answers.remove(&(session, request.0)), Some((_, Answer::None))) {
@@ -317,23 +324,44 @@ impl Host {
         }
     }
 
-    /// I5, and what I2 is judged by.
-    fn granted(&mut self, plan: &Plan, session: SessionId, request: u64, tokens: Vec<u64>, out: &mut Vec<Out>) {
+    /// I5, and what I2 is judged by. Says what its client then holds.
+    fn granted(
+        &mut self,
+        plan: &Plan,
+        session: SessionId,
+        request: u64,
+        tokens: &[u64],
+        out: &mut Vec<Out>,
+    ) -> Vec<HeldKey> {
+        let held_before: Vec<HeldKey> = self.answers.values().flat_map(|(_, answer)| answer.held()).copied().collect();
         let client = self.connections.iter().find(|known| known.session == session).map(|known| known.client);
-        match (client, self.answers.get_mut(&(session, request))) {
-            (Some(client), Some((choice, answer @ Answer::None))) => {
-                *answer = Answer::Granted(tokens.clone());
-                let keys = &plan.ask(client, request, *choice).keys;
-                if keys.len() != tokens.len() {
+        let answer = client.and_then(|client| Some((client, self.answers.get_mut(&(session, request))?)));
+        let told_before = answer.as_ref().map(|(_, (_, answer))| format!("{answer:?}"));
+        match answer {
+            Some((client, (choice, answer @ Answer::None))) => {
+                let ask = plan.ask(client, request, *choice);
+                let keys = ask.keys.iter().zip(tokens);
+                let held: Vec<HeldKey> =
+                    keys.map(|((key, mode), token)| HeldKey { key: *key, token: *token, mode: *mode }).collect();
+                if ask.keys.len() != tokens.len() {
                     out.push(Out::Violation(format!("I5: {request} of {session:?} was granted in part: {tokens:?}")));
                 }
-                let fresh = keys.iter().map(|(key, _)| *key).zip(tokens);
-                out.push(Out::Granted(plan.family(client, request, *choice), fresh.collect()));
+                let joins = |held: &HeldKey| {
+                    let same = |before: &HeldKey| (before.key, before.token) == (held.key, held.token);
+                    matches!(ask.kin, Kin::Joins(_)) && held_before.iter().any(same)
+                };
+                out.push(Out::Granted(held.iter().filter(|held| !joins(held)).copied().collect(), held.len()));
+                *answer = Answer::Granted(held.clone());
+                held
             }
-            (Some(_), Some((_, Answer::Granted(before)))) if *before == tokens => out.push(Out::ToldAgain),
-            (_, answer) => {
-                let answer = format!("I5: {request} of {session:?} was granted {tokens:?} after {answer:?}");
-                out.push(Out::Violation(answer));
+            Some((_, (_, Answer::Granted(held)))) if held.iter().map(|held| held.token).eq(tokens.iter().copied()) => {
+                out.push(Out::ToldAgain);
+                held.clone()
+            }
+            _ => {
+                let what = format!("I5: {request} of {session:?} was granted {tokens:?} after {told_before:?}");
+                out.push(Out::Violation(what));
+                Vec::new()
             }
         }
     }

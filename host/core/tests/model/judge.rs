@@ -1,12 +1,14 @@
 //! What must never happen, judged by what clients believe and what hosts answer; and what must happen somewhere.
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use turnstile_core::Mode;
 
 use crate::client::Client;
-use crate::plan::{Family, KEYS, Plan};
+use crate::names::Names;
+use crate::plan::KEYS;
 
 /// What the history so far leaves behind: all that later steps are judged by.
 #[derive(Clone, Debug, Default)]
@@ -14,8 +16,6 @@ pub(crate) struct Judge {
     /// Work that may go on although its hold ended.
     pub(crate) lingering: Vec<Lingering>,
     pub(crate) last_tokens: [Option<u64>; KEYS.len()],
-    /// Who joins a family is told its token.
-    pub(crate) family_tokens: BTreeMap<(Family, usize), u64>,
     pub(crate) violation: Option<String>,
 }
 
@@ -26,12 +26,18 @@ pub(crate) struct Lingering {
     pub(crate) hold: HeldKey,
 }
 
-/// A key in the hands of somebody. Those of one family are one holder.
+/// A key in the hands of somebody. Those who hold it under one token have joined each other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeldKey {
     pub(crate) key: usize,
+    pub(crate) token: u64,
     pub(crate) mode: Mode,
-    pub(crate) family: Option<Family>,
+}
+
+impl HeldKey {
+    pub(crate) fn feed(&self, names: &Names<'_>, hasher: &mut impl Hasher) {
+        (self.key, names.age_of_token(self.key, self.token), self.mode).hash(hasher);
+    }
 }
 
 impl Judge {
@@ -44,13 +50,8 @@ impl Judge {
         self.lingering.retain(|lingering| lingering.until > now);
     }
 
-    /// I2: a hold has this token.
-    pub(crate) fn granted(&mut self, family: Option<Family>, key: usize, token: u64) {
-        if let Some(family) = family
-            && self.family_tokens.insert((family, key), token) == Some(token)
-        {
-            return;
-        }
+    /// I2: a new hold has this token.
+    pub(crate) fn granted(&mut self, key: usize, token: u64) {
         let last = self.last_tokens[key].replace(token);
         if last.is_some_and(|last| token <= last) {
             self.violate(|| format!("I2: token {token} of {} after {last:?}", KEYS[key]));
@@ -61,11 +62,10 @@ impl Judge {
     pub(crate) fn judge_holds<'a>(
         &mut self,
         now: u64,
-        plan: &Plan,
         clients: impl Iterator<Item = &'a Client>,
         sights: &Sights,
     ) {
-        let live: Vec<HeldKey> = clients.flat_map(|client| client.believes(now, plan)).collect();
+        let live: Vec<HeldKey> = clients.flat_map(|client| client.believes(now)).collect();
         let lingering = self.lingering.iter().filter(|lingering| lingering.until > now).map(|lingering| lingering.hold);
         for key in 0..KEYS.len() {
             let modes = modes_of(key, live.iter().copied());
@@ -83,18 +83,22 @@ impl Judge {
     }
 }
 
-/// In which modes the key is held: once a family, in the strictest of its members' modes.
+/// In which modes the key is held: once a token, in the strictest of its modes.
 fn modes_of(key: usize, holds: impl Iterator<Item = HeldKey>) -> Vec<Mode> {
-    let mut modes: Vec<(Option<Family>, Mode)> = Vec::new();
+    let mut modes: BTreeMap<u64, Mode> = BTreeMap::new();
     for hold in holds.filter(|hold| hold.key == key) {
-        let same = |(family, _): &&mut (Option<Family>, Mode)| family.is_some() && *family == hold.family;
-        match modes.iter_mut().find(same) {
-            Some((_, mode)) if hold.mode == Mode::Exclusive => *mode = hold.mode,
-            Some(_) => {}
-            None => modes.push((hold.family, hold.mode)),
-        }
+        let mode = modes.entry(hold.token).or_insert(hold.mode);
+        *mode = strictest(*mode, hold.mode);
     }
-    modes.into_iter().map(|(_, mode)| mode).collect()
+    modes.into_values().collect()
+}
+
+fn strictest(one: Mode, other: Mode) -> Mode {
+    match (one, other) {
+        (Mode::Exclusive, _) | (_, Mode::Exclusive) => Mode::Exclusive,
+        (Mode::Limit(least), Mode::Limit(most)) => Mode::Limit(least.min(most)),
+        _ => one,
+    }
 }
 
 /// By the words of the design alone.
@@ -118,7 +122,7 @@ pub(crate) enum Sight {
     Granted,
     SharedHolds,
     LimitedHolds,
-    /// Two of one family.
+    /// Two under one token.
     Joined,
     /// Of several keys, all of them free before.
     GrantedSeveral,

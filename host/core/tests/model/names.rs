@@ -31,6 +31,11 @@ impl Names<'_> {
         self.world.clients[client].client.seq.wrapping_sub(seq)
     }
 
+    /// How far a token is from the latest epoch of its key.
+    pub(crate) fn age_of_token(&self, key: usize, token: u64) -> (u64, u64) {
+        self.world.store.age_of_token(key, token)
+    }
+
     pub(crate) fn epoch_of(&self, key: usize, epoch: u64) -> u64 {
         self.world.store.epoch(key).wrapping_sub(epoch)
     }

@@ -112,15 +112,6 @@ impl Plan {
         }
     }
 
-    /// What a hold by this request is one with, in the eyes of others.
-    pub(crate) fn family(&self, client: usize, request: u64, choice: usize) -> Option<Family> {
-        match self.ask(client, request, choice).kin {
-            Kin::None => None,
-            Kin::Offers => Some((client, request)),
-            Kin::Joins(family) => Some(family),
-        }
-    }
-
     /// The same world with an engine that breaks one of its rules.
     pub(crate) fn broken_by(self, mutation: Mutation) -> Self {
         Self { mutation: Some(mutation), ..self }

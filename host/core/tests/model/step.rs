@@ -7,9 +7,9 @@ use turnstile_core::{Ending, Engine};
 
 use crate::client::{Around, Client, Link, Stage};
 use crate::host::{Host, Out, Stream};
-use crate::judge::{Sight, Sights};
+use crate::judge::{HeldKey, Sight, Sights};
 use crate::names::Names;
-use crate::plan::{Family, LEASE_TTL, Plan, StoreLink, TICK};
+use crate::plan::{LEASE_TTL, Plan, StoreLink, TICK};
 use crate::wire::{Event, Operation, ToClient, ToHost};
 use crate::world::{Action, Node, World};
 
@@ -204,7 +204,7 @@ impl Step<'_> {
         }
         if granted {
             let World { now, clients, judge, .. } = &mut *self.world;
-            judge.judge_holds(*now, self.plan, clients.iter().map(|peer| &peer.client), self.sights);
+            judge.judge_holds(*now, clients.iter().map(|peer| &peer.client), self.sights);
         }
     }
 
@@ -254,20 +254,20 @@ impl Step<'_> {
                 self.world.clients[client].client.link = Link::Cut;
                 self.world.clients[client].to_host.clear();
             }
-            Out::Granted(family, keys) => self.granted(family, &keys),
+            Out::Granted(fresh, keys) => self.granted(&fresh, keys),
             Out::ToldAgain => self.sights.see(Sight::GrantToldAgain),
             Out::SessionEnded => self.sights.see(Sight::SessionEnded),
             Out::Violation(what) => self.world.judge.violate(|| what),
         }
     }
 
-    fn granted(&mut self, family: Option<Family>, keys: &[(usize, u64)]) {
-        if keys.len() > 1 {
-            let contended = keys.iter().any(|(key, _)| self.world.store.is_contended(*key));
+    fn granted(&mut self, fresh: &[HeldKey], keys: usize) {
+        if keys > 1 {
+            let contended = fresh.iter().any(|held| self.world.store.is_contended(held.key));
             self.sights.see(if contended { Sight::GrantedSeveralContended } else { Sight::GrantedSeveral });
         }
-        for (key, token) in keys {
-            self.world.judge.granted(family, *key, *token);
+        for held in fresh {
+            self.world.judge.granted(held.key, held.token);
         }
     }
 

@@ -4,6 +4,7 @@ use std::hash::{Hash, Hasher};
 
 use turnstile_core::{ClaimId, Ending, SessionId, View};
 
+use crate::judge::HeldKey;
 use crate::names::{Names, left, until};
 
 /// A waiting request: its number, which alternative of the script it is, and the wait that is left to it.
@@ -31,7 +32,7 @@ pub(crate) struct Beliefs {
 #[derive(Clone, Debug)]
 pub(crate) enum ToClient {
     Welcome { session: SessionId, resumed: bool },
-    Grant { request: u64, seq: u64, valid: u64 },
+    Grant { request: u64, held: Vec<HeldKey>, seq: u64, valid: u64 },
     Reject { request: u64 },
     Lost { request: u64 },
     Ack { seq: u64, valid: u64 },
@@ -90,7 +91,10 @@ impl ToClient {
     pub(crate) fn feed(&self, client: usize, names: &Names<'_>, hasher: &mut impl Hasher) {
         match self {
             Self::Welcome { session, resumed } => (0_u8, names.session(*session), resumed).hash(hasher),
-            Self::Grant { request, seq, valid } => (1_u8, request, names.age(client, *seq), valid).hash(hasher),
+            Self::Grant { request, held, seq, valid } => {
+                (1_u8, request, names.age(client, *seq), valid).hash(hasher);
+                held.iter().for_each(|held| held.feed(names, hasher));
+            }
             Self::Reject { request } => (2_u8, request).hash(hasher),
             Self::Lost { request } => (3_u8, request).hash(hasher),
             Self::Ack { seq, valid } => (4_u8, names.age(client, *seq), valid).hash(hasher),

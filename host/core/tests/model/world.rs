@@ -234,7 +234,9 @@ impl Hash for World {
             Mode::Shared => u32::MAX,
             Mode::Limit(most) => most.get(),
         };
-        let shown = |Lingering { until: at, hold }: &Lingering| (until(now, *at), hold.key, mode(hold.mode), hold.family);
+        let shown = |Lingering { until: at, hold }: &Lingering| {
+            (until(now, *at), hold.key, mode(hold.mode), self.store.age_of_token(hold.key, hold.token))
+        };
         let mut lingering: Vec<_> = self.judge.lingering.iter().map(shown).collect();
         lingering.sort_unstable();
         lingering.hash(hasher);
@@ -250,10 +252,6 @@ impl Hash for World {
         }
         for (key, last) in self.judge.last_tokens.iter().enumerate() {
             last.map(|token| self.store.age_of_token(key, token)).hash(hasher);
-        }
-        self.judge.family_tokens.len().hash(hasher);
-        for ((family, key), token) in &self.judge.family_tokens {
-            (family, key, self.store.age_of_token(*key, *token)).hash(hasher);
         }
         let claims_since = |name, claim: Option<_>| {
             let host = self.hosts.iter().position(|node| node.host.name == name);
