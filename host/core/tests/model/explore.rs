@@ -1,8 +1,9 @@
 //! A world for stateright to explore, and the report of what it found.
 
+use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
@@ -108,32 +109,63 @@ const PATIENCE_TICKS: usize = 12;
 
 /// What an exploration came to.
 pub(crate) struct Found {
-    pub(crate) violation: Option<String>,
-    pub(crate) states: usize,
+    pub(crate) violation: Option<Violation>,
     pub(crate) sights: Arc<Sights>,
+    /// For people.
+    pub(crate) summary: String,
 }
 
-/// Visits all there is, or stops at the first violation.
-pub(crate) fn explore(plan: Plan) -> Found {
+/// What was violated, and by which steps.
+pub(crate) struct Violation {
+    pub(crate) what: String,
+    pub(crate) steps: Vec<Action>,
+}
+
+/// Visits all there is, or stops at the first violation, or after `limit`.
+pub(crate) fn explore(plan: &Plan, limit: Option<Duration>) -> Found {
+    search(plan, limit, None)
+}
+
+/// Looks for fewer steps that come to a violation.
+pub(crate) fn shorten(plan: &Plan, mut violation: Violation) -> Violation {
+    while let Some(shorter) = search(plan, None, Some(violation.steps.len() - 1)).violation {
+        violation = shorter;
+    }
+    violation
+}
+
+fn search(plan: &Plan, limit: Option<Duration>, steps_max: Option<usize>) -> Found {
     let sights = Arc::new(Sights::default());
-    let name = plan.name;
     let started = Instant::now();
-    let exploration = Exploration { plan, sights: Arc::clone(&sights) };
-    let builder = exploration.checker().threads(2).finish_when(HasDiscoveries::AnyFailures);
-    let builder = builder.timeout(std::time::Duration::from_secs(std::env::var("T").map_or(60, |t| t.parse().unwrap())));
+    let exploration = Exploration { plan: plan.clone(), sights: Arc::clone(&sights) };
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let mut builder = exploration.checker().threads(threads).finish_when(HasDiscoveries::AnyFailures);
+    if let Some(limit) = limit {
+        builder = builder.timeout(limit);
+    }
+    if let Some(steps_max) = steps_max {
+        // Stateright counts worlds, and does not look at the last.
+        builder = builder.target_max_depth(steps_max + 2);
+    }
+    // Breadth first, all worlds of one depth would be in memory at once.
     let checker = builder.spawn_dfs().join();
-    let violation = checker.discovery(SAFE).map(|path| {
-        let what = path.last_state().judge.violation.clone().unwrap_or_default();
-        let steps: Vec<String> = path.into_actions().iter().map(|action| format!("  {action:?}")).collect();
-        format!("{what}\n{}", steps.join("\n"))
+    let violation = checker.discovery(SAFE).map(|path| Violation {
+        what: path.last_state().judge.violation.clone().unwrap_or_default(),
+        steps: path.into_actions(),
     });
-    println!(
-        "{name}: {} states, {} different, {} deep, {:.1} s, {}",
+    let took = started.elapsed();
+    let extent = match (&violation, limit) {
+        (Some(_), _) => "a violation",
+        (None, Some(limit)) if took >= limit => "not all",
+        (None, _) => "exhaustive",
+    };
+    let summary = format!(
+        "{:<8} {:>9} steps to {:>8} states, {:>3} deep, {:>5.1} s, {extent}",
+        plan.name,
         checker.state_count(),
         checker.unique_state_count(),
         checker.max_depth(),
-        started.elapsed().as_secs_f64(),
-        if violation.is_some() { "a violation" } else { "exhaustive" },
+        took.as_secs_f64(),
     );
-    Found { violation, states: checker.unique_state_count(), sights }
+    Found { violation, sights, summary }
 }

@@ -14,7 +14,7 @@ pub(crate) const FAR: u64 = 1_000 * TICK;
 pub(crate) const SESSION_TTL: u64 = 2 * TICK;
 
 /// Without a keepalive for so long, the store takes a host for dead.
-pub(crate) const LEASE_TTL: u64 = 3 * TICK;
+pub(crate) const LEASE_TTL: u64 = 2 * TICK;
 
 /// Both keys there can be.
 pub(crate) const KEYS: [&str; 2] = ["a", "b"];
@@ -26,7 +26,10 @@ pub(crate) struct Plan {
     pub(crate) hosts: usize,
     pub(crate) clients: Vec<ClientPlan>,
     pub(crate) budget: Budget,
+    /// What is added to the budget for each level that the exploration goes deeper.
+    pub(crate) deeper: Budget,
     pub(crate) store: StoreLink,
+    pub(crate) raise: Raise,
     pub(crate) idle_ownership: u64,
     pub(crate) handoff_grants: u32,
     pub(crate) mutation: Option<Mutation>,
@@ -73,8 +76,16 @@ pub(crate) enum StoreLink {
     Immediate,
 }
 
+/// What the store does with the epoch when a claim raises the lock delay of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Raise {
+    NewEpoch,
+    /// The engine goes on under the old one; no store of ours does this.
+    OldEpoch,
+}
+
 /// How often each thing may happen at most, in one history. All else may happen without end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Budget {
     /// A hold ends uncleanly by its client's doing.
     pub(crate) uncleans: u8,
@@ -112,9 +123,55 @@ impl Plan {
         }
     }
 
+    /// For people.
+    pub(crate) fn describe(&self) -> String {
+        let keys = self.clients.iter().flat_map(|client| client.script.iter().flatten()).flat_map(|ask| &ask.keys);
+        let keys = keys.map(|(key, _)| key).max().map_or(0, |last| last + 1);
+        let mut may: Vec<String> = Vec::new();
+        for (what, count) in self.budget.named() {
+            if count > 0 {
+                may.push(format!("{count} {what}"));
+            }
+        }
+        let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        let requests: usize = self.clients.iter().map(|client| client.script.len()).sum();
+        let (hosts, clients) = (count(self.hosts, "host"), count(self.clients.len(), "client"));
+        let (keys, requests) = (count(keys, "key"), count(requests, "request"));
+        format!("{hosts}, {clients}, {keys}, {requests}; at most {}", may.join(", "))
+    }
+
+    pub(crate) fn deeper(mut self, levels: u8) -> Self {
+        self.budget = Budget {
+            uncleans: self.budget.uncleans + levels * self.deeper.uncleans,
+            cancels: self.budget.cancels + levels * self.deeper.cancels,
+            forces: self.budget.forces + levels * self.deeper.forces,
+            cuts: self.budget.cuts + levels * self.deeper.cuts,
+            late_clients: self.budget.late_clients + levels * self.deeper.late_clients,
+            late_hosts: self.budget.late_hosts + levels * self.deeper.late_hosts,
+            kills: self.budget.kills + levels * self.deeper.kills,
+            losses: self.budget.losses + levels * self.deeper.losses,
+        };
+        self
+    }
+
     /// The same world with an engine that breaks one of its rules.
     pub(crate) fn broken_by(self, mutation: Mutation) -> Self {
         Self { mutation: Some(mutation), ..self }
+    }
+}
+
+impl Budget {
+    fn named(&self) -> [(&'static str, u8); 8] {
+        [
+            ("unclean", self.uncleans),
+            ("cancelled", self.cancels),
+            ("forced", self.forces),
+            ("broken streams", self.cuts),
+            ("late ticks of clients", self.late_clients),
+            ("late ticks of hosts", self.late_hosts),
+            ("killed", self.kills),
+            ("lost answers", self.losses),
+        ]
     }
 }
 

@@ -7,17 +7,18 @@ use turnstile_core::{ClaimId, Token};
 
 use crate::judge::{Sight, Sights};
 use crate::names::until;
-use crate::plan::{KEYS, LEASE_TTL};
+use crate::plan::{KEYS, LEASE_TTL, Raise};
 use crate::wire::{Event, Operation};
 
 /// One incarnation, as the store knows it. Later ones have larger names.
 pub(crate) type Incarnation = u64;
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Store {
     leases: Vec<Lease>,
     records: [Record; KEYS.len()],
     last_incarnation: Incarnation,
+    raise: Raise,
     /// Events for whom, in order.
     pub(crate) events: VecDeque<(Incarnation, Event)>,
 }
@@ -50,6 +51,16 @@ struct Owner {
 }
 
 impl Store {
+    pub(crate) fn new(raise: Raise) -> Self {
+        Self {
+            leases: Vec::new(),
+            records: Default::default(),
+            last_incarnation: 0,
+            raise,
+            events: VecDeque::new(),
+        }
+    }
+
     pub(crate) fn epoch(&self, key: usize) -> u64 {
         self.records[key].epoch
     }
@@ -145,7 +156,11 @@ impl Store {
         if let Some(owner) = record.owner.as_mut().filter(|owner| owner.name == from) {
             record.lock_delay = record.lock_delay.max(lock_delay);
             // Only who comes again with a claim that was answered surely remembers what was granted.
-            record.epoch += u64::from(new_epoch || owner.answered != Some(claim));
+            let remembers = match self.raise {
+                Raise::NewEpoch => owner.answered == Some(claim),
+                Raise::OldEpoch => owner.answered.is_some(),
+            };
+            record.epoch += u64::from(new_epoch || !remembers);
             owner.answered = Some(claim);
             record.contended_told = false;
             let (epoch, lock_delay) = (record.epoch, record.lock_delay);

@@ -104,7 +104,7 @@ pub(crate) enum Action {
 impl World {
     /// Hosts with their leases, and clients with their sessions.
     pub(crate) fn new(plan: &Plan, sights: &Sights) -> Self {
-        let mut store = Store::default();
+        let mut store = Store::new(plan.raise);
         let hosts = (0..plan.hosts).map(|_| {
             let host = Host::new(Engine::with_mutation(plan.config(), plan.mutation), store.register(0), 0);
             Node { host: Arc::new(host), behind: false }
