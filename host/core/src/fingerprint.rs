@@ -2,8 +2,9 @@
 //!
 //! Instants count from now, names that only count are shown as a [`View`] sees them, the order of requests by rank.
 //! Places in tables are shown, and which are vacant: of timers due at one instant, the smaller place goes first. Left out
-//! is what only reports and estimates tell (since when, how long), and what [`Engine::check`] derives from the rest
-//! (timers, counters).
+//! is what only reports and estimates tell (since when, how long), what [`Engine::check`] derives from the rest (timers,
+//! counters), and when a session that may have been heard since is looked at. The model's own test shows that nothing
+//! else is missing.
 
 use std::hash::{Hash, Hasher};
 
@@ -148,10 +149,10 @@ impl<V: View> Shown<'_, V> {
 
     fn family(&self, family: &Family, hasher: &mut impl Hasher) {
         (family.secret, self.view.until(family.limit), &family.members, &family.waiting).hash(hasher);
+        family.unclean.len().hash(hasher);
         for ((key, token), delay) in &family.unclean {
             (self.token_of(*key, *token), delay).hash(hasher);
         }
-        family.unclean.len().hash(hasher);
     }
 
     fn session(&self, id: SessionId, session: &Session, hasher: &mut impl Hasher) {

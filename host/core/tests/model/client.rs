@@ -8,7 +8,7 @@ use turnstile_core::{Ending, SessionId, View};
 use crate::judge::{HeldKey, Judge, Lingering, Sight, Sights};
 use crate::names::{Names, until};
 use crate::plan::Plan;
-use crate::wire::{Beliefs, ToClient, ToHost};
+use crate::wire::{Beliefs, ToClient, ToHost, Wanted};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
@@ -102,7 +102,7 @@ impl Client {
         let number = self.asked;
         let wait = plan.ask(self.number, number, choice).wait;
         self.requests.push(Request { number, choice, until: now + wait, stage: Stage::Waiting, held: Vec::new() });
-        ToHost::Acquire((number, choice, wait))
+        ToHost::Acquire(Wanted { request: number, choice, wait })
     }
 
     /// The upstream has answered, or its user has left.
@@ -313,7 +313,7 @@ impl Client {
 }
 
 impl Request {
-    fn wanted(&self, now: u64) -> (u64, usize, u64) {
-        (self.number, self.choice, self.until.saturating_sub(now))
+    fn wanted(&self, now: u64) -> Wanted {
+        Wanted { request: self.number, choice: self.choice, wait: self.until.saturating_sub(now) }
     }
 }

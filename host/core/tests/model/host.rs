@@ -13,7 +13,7 @@ use crate::judge::HeldKey;
 use crate::names::Names;
 use crate::plan::{Family, KEYS, Kin, Plan, key, number_of};
 use crate::store::Incarnation;
-use crate::wire::{Event, Operation, ToClient, ToHost, Wanted};
+use crate::wire::{Beliefs, Event, Operation, ToClient, ToHost, Wanted};
 
 #[derive(Clone)]
 pub(crate) struct Host {
@@ -112,7 +112,7 @@ impl Host {
             ToHost::Hello { .. } => return Vec::new(),
             ToHost::Heartbeat { seq } => Input::Heartbeat { session, seq: HeartbeatSeq(seq) },
             ToHost::Acquire(wanted) => {
-                self.answers.entry((session, wanted.0)).or_insert((wanted.1, Answer::None));
+                self.answers.entry((session, wanted.request)).or_insert((wanted.choice, Answer::None));
                 Input::Acquire { session, acquire: acquire(plan, client, wanted) }
             }
             ToHost::Cancel(request) => {
@@ -134,7 +134,7 @@ impl Host {
         client: usize,
         stream: Stream,
         seq: u64,
-        resume: Option<(SessionId, crate::wire::Beliefs)>,
+        resume: Option<(SessionId, Beliefs)>,
     ) -> Vec<Out> {
         let seq = HeartbeatSeq(seq);
         if let Some((session, beliefs)) = resume
@@ -143,12 +143,12 @@ impl Host {
             connection.stream = stream;
             let mut out = vec![Out::ToClient(client, ToClient::Welcome { session, resumed: true })];
             self.answers.retain(|(of, request), (_, answer)| {
-                let waits = beliefs.waiters.iter().any(|(waiter, ..)| waiter == request);
+                let waits = beliefs.waiters.iter().any(|wanted| wanted.request == *request);
                 let holds = beliefs.holds.contains(request) && !matches!(answer, Answer::None);
                 *of != session || waits || holds
             });
-            for (waiter, choice, _) in &beliefs.waiters {
-                let (_, answer) = self.answers.entry((session, *waiter)).or_insert((*choice, Answer::None));
+            for Wanted { request, choice, .. } in &beliefs.waiters {
+                let (_, answer) = self.answers.entry((session, *request)).or_insert((*choice, Answer::None));
                 if matches!(answer, Answer::Lost) {
                     *answer = Answer::None;
                 }
@@ -401,7 +401,7 @@ impl Host {
     }
 }
 
-fn acquire(plan: &Plan, client: usize, (request, choice, wait): Wanted) -> Acquire {
+fn acquire(plan: &Plan, client: usize, Wanted { request, choice, wait }: Wanted) -> Acquire {
     let ask = plan.ask(client, request, choice);
     let keys = ask.keys.iter().map(|(number, mode)| KeyRequest { key: key(*number), mode: *mode });
     Acquire {

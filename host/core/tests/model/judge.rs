@@ -59,15 +59,10 @@ impl Judge {
     }
 
     /// I1: all that is held now, and all that may still be worked on.
-    pub(crate) fn judge_holds<'a>(
-        &mut self,
-        now: u64,
-        clients: impl Iterator<Item = &'a Client>,
-        sights: &Sights,
-    ) {
+    pub(crate) fn judge_holds<'a>(&mut self, now: u64, clients: impl Iterator<Item = &'a Client>, sights: &Sights) {
         let live: Vec<HeldKey> = clients.flat_map(|client| client.believes(now)).collect();
         let lingering = self.lingering.iter().filter(|lingering| lingering.until > now).map(|lingering| lingering.hold);
-        for key in 0..KEYS.len() {
+        for (key, name) in KEYS.iter().enumerate() {
             let modes = modes_of(key, live.iter().copied());
             if modes.len() > 1 {
                 sights.see(if modes.contains(&Mode::Shared) { Sight::SharedHolds } else { Sight::LimitedHolds });
@@ -77,7 +72,7 @@ impl Judge {
             }
             let modes = modes_of(key, live.iter().copied().chain(lingering.clone()));
             if !compatible(&modes) {
-                self.violation.get_or_insert_with(|| format!("I1: {} is held as {modes:?} at once", KEYS[key]));
+                self.violation.get_or_insert_with(|| format!("I1: {name} is held as {modes:?} at once"));
             }
         }
     }

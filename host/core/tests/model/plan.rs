@@ -13,7 +13,8 @@ pub(crate) const FAR: u64 = 1_000 * TICK;
 /// Without a heartbeat for so long, a session ends.
 pub(crate) const SESSION_TTL: u64 = 2 * TICK;
 
-/// Without a keepalive for so long, the store takes a host for dead.
+/// Without a keepalive for so long, the store takes a host for dead. As long as a session's TTL, so that either may
+/// bound a promise.
 pub(crate) const LEASE_TTL: u64 = 2 * TICK;
 
 /// Both keys there can be.
@@ -123,23 +124,25 @@ impl Plan {
         }
     }
 
-    /// For people.
+    /// For people: its extent, and how often each trouble may come.
     pub(crate) fn describe(&self) -> String {
         let keys = self.clients.iter().flat_map(|client| client.script.iter().flatten()).flat_map(|ask| &ask.keys);
         let keys = keys.map(|(key, _)| key).max().map_or(0, |last| last + 1);
-        let mut may: Vec<String> = Vec::new();
-        for (what, count) in self.budget.named() {
-            if count > 0 {
-                may.push(format!("{count} {what}"));
-            }
-        }
+        let budget: Vec<String> = self
+            .budget
+            .named()
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(what, count)| format!("{what} {count}"))
+            .collect();
         let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
         let requests: usize = self.clients.iter().map(|client| client.script.len()).sum();
         let (hosts, clients) = (count(self.hosts, "host"), count(self.clients.len(), "client"));
         let (keys, requests) = (count(keys, "key"), count(requests, "request"));
-        format!("{hosts}, {clients}, {keys}, {requests}; at most {}", may.join(", "))
+        format!("{hosts}, {clients}, {keys}, {requests}; {}", budget.join(", "))
     }
 
+    /// The same world with more trouble.
     pub(crate) fn deeper(mut self, levels: u8) -> Self {
         self.budget = Budget {
             uncleans: self.budget.uncleans + levels * self.deeper.uncleans,
@@ -163,13 +166,13 @@ impl Plan {
 impl Budget {
     fn named(&self) -> [(&'static str, u8); 8] {
         [
-            ("unclean", self.uncleans),
-            ("cancelled", self.cancels),
-            ("forced", self.forces),
+            ("unclean ends", self.uncleans),
+            ("cancels", self.cancels),
+            ("forced releases", self.forces),
             ("broken streams", self.cuts),
             ("late ticks of clients", self.late_clients),
             ("late ticks of hosts", self.late_hosts),
-            ("killed", self.kills),
+            ("deaths", self.kills),
             ("lost answers", self.losses),
         ]
     }

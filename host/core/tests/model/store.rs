@@ -52,13 +52,7 @@ struct Owner {
 
 impl Store {
     pub(crate) fn new(raise: Raise) -> Self {
-        Self {
-            leases: Vec::new(),
-            records: Default::default(),
-            last_incarnation: 0,
-            raise,
-            events: VecDeque::new(),
-        }
+        Self { leases: Vec::new(), records: Default::default(), last_incarnation: 0, raise, events: VecDeque::new() }
     }
 
     pub(crate) fn epoch(&self, key: usize) -> u64 {

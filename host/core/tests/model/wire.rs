@@ -7,8 +7,15 @@ use turnstile_core::{ClaimId, Ending, SessionId, View};
 use crate::judge::HeldKey;
 use crate::names::{Names, left, until};
 
-/// A waiting request: its number, which alternative of the script it is, and the wait that is left to it.
-pub(crate) type Wanted = (u64, usize, u64);
+/// A waiting request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) request: u64,
+    /// Which alternative of the script it is.
+    pub(crate) choice: usize,
+    /// The wait that is left to it.
+    pub(crate) wait: u64,
+}
 
 /// From a client.
 #[derive(Clone, Debug)]
@@ -66,6 +73,12 @@ pub(crate) enum Event {
     LeaseLost,
 }
 
+impl Wanted {
+    fn feed(&self, hasher: &mut impl Hasher) {
+        (self.request, self.choice, left(self.wait)).hash(hasher);
+    }
+}
+
 impl ToHost {
     pub(crate) fn feed(&self, client: usize, names: &Names<'_>, hasher: &mut impl Hasher) {
         match self {
@@ -74,13 +87,14 @@ impl ToHost {
                 if let Some((session, beliefs)) = resume {
                     (names.session(*session), &beliefs.holds, &beliefs.releases).hash(hasher);
                     beliefs.waiters.len().hash(hasher);
-                    for (request, choice, wait) in &beliefs.waiters {
-                        (request, choice, left(*wait)).hash(hasher);
-                    }
+                    beliefs.waiters.iter().for_each(|wanted| wanted.feed(hasher));
                 }
             }
             Self::Heartbeat { seq } => (1_u8, names.age(client, *seq)).hash(hasher),
-            Self::Acquire((request, choice, wait)) => (2_u8, request, choice, left(*wait)).hash(hasher),
+            Self::Acquire(wanted) => {
+                2_u8.hash(hasher);
+                wanted.feed(hasher);
+            }
             Self::Cancel(request) => (3_u8, request).hash(hasher),
             Self::Release(request, ending) => (4_u8, request, ending).hash(hasher),
         }

@@ -11,16 +11,8 @@ const A: usize = 0;
 const B: usize = 1;
 const LIMIT_2: Mode = Mode::Limit(NonZeroU32::MIN.saturating_add(1));
 
-const NOTHING: Budget = Budget {
-    uncleans: 0,
-    cancels: 0,
-    forces: 0,
-    cuts: 0,
-    late_clients: 0,
-    late_hosts: 0,
-    kills: 0,
-    losses: 0,
-};
+const NOTHING: Budget =
+    Budget { uncleans: 0, cancels: 0, forces: 0, cuts: 0, late_clients: 0, late_hosts: 0, kills: 0, losses: 0 };
 
 /// A world, and what must be come across in it.
 pub(crate) struct Explored {
@@ -29,19 +21,7 @@ pub(crate) struct Explored {
 }
 
 pub(crate) fn all() -> Vec<Explored> {
-    vec![
-        modes(),
-        turns(),
-        families(),
-        limits(),
-        streams(),
-        lags(),
-        rivals(),
-        deaths(),
-        freezes(),
-        heirs(),
-        raises(),
-    ]
+    vec![modes(), turns(), families(), limits(), streams(), lags(), rivals(), deaths(), freezes(), heirs(), raises()]
 }
 
 /// Modes and several keys at one host.
@@ -92,10 +72,7 @@ pub(crate) fn families() -> Explored {
                     0,
                     vec![vec![joins(&[(A, Mode::Shared)]), joins(&[(A, Mode::Exclusive), (B, Mode::Exclusive)])]],
                 ),
-                client(
-                    0,
-                    vec![vec![joins(&[(B, Mode::Exclusive)]), ask(&[(A, Mode::Shared), (B, Mode::Shared)])]],
-                ),
+                client(0, vec![vec![joins(&[(B, Mode::Exclusive)]), ask(&[(A, Mode::Shared), (B, Mode::Shared)])]]),
             ],
             budget: Budget { uncleans: 1, cancels: 1, forces: 1, ..NOTHING },
             deeper: Budget { cuts: 1, ..NOTHING },
