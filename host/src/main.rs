@@ -143,12 +143,17 @@ Example:
   turnstile guard --listen 127.0.0.1:10000 --upstream http://127.0.0.1:8080 \\
       --rule 'POST /accounts/{id}/transfer key=account:{id} wait=5s'
 
-A rule is  METHOD[,METHOD] [HOST]/PATH key=KEY [wait=10s] [hold=60s] [lock_delay=15s] [on_lost=abort|continue]
+A rule is  METHOD[,METHOD] [HOST]/PATH key=KEY[,KEY] [mode=exclusive|shared|limit:N] [wait=10s] [queue=N]
+[fail_fast=on|off] [hold=60s] [lock_delay=15s] [reentrant=on|off] [on_lost=abort|continue]
 [on_host_unavailable=deny|allow] [name=NAME].  METHOD may be *; {name} in the path matches one segment, {*name} the
 rest.  KEY may use {name}, {query.NAME} and {header.NAME}.  Requests with equal keys pass one at a time:
+  mode        shared: together with other shared ones; limit:N: up to N together
   wait        how long a request waits for its turn (0: not at all, it is answered 423); then it is answered 503
+  queue       answered 503 at once when so many wait already
+  fail_fast   answered 503 at once when the turn is not to be expected within the wait
   hold        the longest time it may take, then it is aborted
-  lock_delay  how long the key stays locked when the service may still be at work (timeout, client gone, ...)
+  lock_delay  how long the keys stay locked when the service may still be at work (timeout, client gone, ...)
+  reentrant   calls that bring the x-turnstile-holder header of the request they belong to share its lock
 Requests that match no rule pass untouched.";
 
 /// Write the filter's wasm file, for Envoys of your own.

@@ -5,6 +5,9 @@
 
 use turnstile_protocol::v1::Ending;
 
+/// The details of a response upon which the proxy follows a redirect by itself.
+const REDIRECTED: &[u8] = b"internal_redirect";
+
 /// What the proxy says about a response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Facts<'f> {
@@ -15,6 +18,13 @@ pub struct Facts<'f> {
     pub attempts: Option<u64>,
     /// The response's status, if there is a response. Only needed for one that did not come to its end.
     pub status: Option<u64>,
+}
+
+impl Facts<'_> {
+    /// Whether the proxy follows a redirect by itself: the request comes again.
+    pub fn is_redirect(&self) -> bool {
+        self.details == REDIRECTED
+    }
 }
 
 /// The ending of a hold whose request was answered by a response that came to its end.
@@ -31,10 +41,10 @@ pub fn of_complete_response(facts: Facts<'_>) -> Ending {
 pub fn of_incomplete_response(facts: Facts<'_>) -> Ending {
     match (facts.details, facts.attempts, facts.status) {
         // The upstream's answer was complete; the redirected request gets a hold of its own.
-        (b"internal_redirect", Some(1), _) => Ending::Clean,
+        (REDIRECTED, Some(1), _) => Ending::Clean,
         // A WebSocket has no end of stream. The upstream's side closes last in a regular close.
         (b"upstream_reset_after_response_started{connection_termination}", Some(1), Some(101)) => Ending::Clean,
-        (b"via_upstream" | b"internal_redirect", _, _) => Ending::Unclean,
+        (b"via_upstream" | REDIRECTED, _, _) => Ending::Unclean,
         _ => of_local_reply(facts),
     }
 }

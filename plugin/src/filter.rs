@@ -16,14 +16,16 @@ use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, BufferType, ContextType, LogLevel, MetricType};
 use turnstile_protocol::v1::{Ending, Who};
 use turnstile_protocol::{METHOD, NAME_MAX_BYTES, SERVICE, headers};
-use turnstile_rules::{Decision, FilterConfig, RequestView, Rule};
+use turnstile_rules::{Decision, FilterConfig, LockKeys, RequestView, Rule};
 
+use crate::ask::ask;
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::{Instant, now, random};
 use crate::ending::Facts;
 use crate::flow::{Effect, Event, Flow};
+use crate::reentry::{Kin, Redirected, Reentry};
 use crate::reply::Reply;
-use crate::session::{Ask, Names, Outcome, Output, Rejection, RequestRef, StreamToken, TICK};
+use crate::session::{Names, Outcome, Output, Rejection, RequestRef, StreamToken, TICK};
 use crate::sessions::Sessions;
 use crate::stats::{Stat, Stats};
 use proxy::{Deed, Dialect, OURS, View, answer, number, property, strip, text};
@@ -50,6 +52,7 @@ struct Worker {
     config: Rc<FilterConfig>,
     sessions: Sessions,
     requests: HashMap<RequestRef, GuardedRequest>,
+    redirected: Redirected,
     jitter: Jitter,
     stats: Stats,
     metrics: Vec<(Stat, u32)>,
@@ -62,7 +65,10 @@ struct Worker {
 struct GuardedRequest {
     flow: Flow,
     rule: Arc<Rule>,
-    key: String,
+    /// Joined by commas.
+    keys: String,
+    /// Whose hold it has.
+    kin: Kin,
     /// Its client wants answers in gRPC. The proxy forgets the request's headers when it lets the request through.
     dialect: Dialect,
 }
@@ -166,6 +172,7 @@ impl Worker {
             config: Rc::new(config),
             sessions: Sessions::new(names, Backoff::new(Jitter::new(seed)), now()),
             requests: HashMap::new(),
+            redirected: Redirected::default(),
             jitter: Jitter::new(seed.rotate_left(32)),
             stats: Stats::default(),
             metrics,
@@ -179,30 +186,32 @@ impl Worker {
     fn settle(&mut self, now: Instant, request: RequestRef, outcome: Outcome) -> Option<Deed> {
         let guarded = self.requests.get_mut(&request)?;
         let effect = match outcome {
-            Outcome::Granted { token } => {
-                if !self.sessions.believes(now, request, token) || guarded.flow.step(Event::Granted) != Effect::Admit {
+            Outcome::Granted(granted) => {
+                let is_good = self.sessions.believes(now, request, &granted.tokens);
+                if !is_good || guarded.flow.step(Event::Granted) != Effect::Admit {
                     return None;
                 }
                 self.stats.count(Stat::Granted);
-                return Some(Deed::Admit { token, key: guarded.key.clone() });
+                guarded.kin = granted.kin.clone();
+                return Some(Deed::Admit { granted, keys: guarded.keys.clone() });
             }
             Outcome::Rejected(rejection) => {
                 guarded.flow.step(Event::Rejected(rejection, guarded.rule.on_host_unavailable()))
             }
             Outcome::Lost(loss) => {
                 self.stats.count(Stat::Lost);
-                log::debug!("a request lost its lock {}: {loss:?}", guarded.key);
+                log::debug!("a request lost its lock {}: {loss:?}", guarded.keys);
                 guarded.flow.step(Event::Lost(guarded.rule.on_lost()))
             }
         };
-        let (key, dialect) = (guarded.key.clone(), guarded.dialect);
+        let (keys, dialect) = (guarded.keys.clone(), guarded.dialect);
         match effect {
-            Effect::TurnAway(rejection) => Some(Deed::Reply(self.turn_away(request, rejection, &key), dialect)),
+            Effect::TurnAway(rejection) => Some(Deed::Reply(self.turn_away(request, rejection, &keys), dialect)),
             Effect::Bypass => {
                 self.finish(request, Some(Stat::Bypassed));
                 Some(Deed::Bypass)
             }
-            Effect::AbortWithReply => Some(Deed::Reply(Reply::lost(&key), dialect)),
+            Effect::AbortWithReply => Some(Deed::Reply(Reply::lost(&keys), dialect)),
             Effect::AbortWithReset => Some(Deed::Reset),
             other => {
                 self.apply(request, other);
@@ -238,16 +247,18 @@ impl Worker {
         }
     }
 
-    fn turn_away(&mut self, request: RequestRef, rejection: Rejection, key: &str) -> Reply {
+    fn turn_away(&mut self, request: RequestRef, rejection: Rejection, keys: &str) -> Reply {
         let stat = match rejection {
             Rejection::Conflict => Stat::Conflict,
             Rejection::WaitOver { .. } => Stat::Timeout,
+            Rejection::Hopeless { .. } => Stat::Hopeless,
             Rejection::Busy { .. } => Stat::Busy,
+            Rejection::NoSuchHold | Rejection::Upgrade => Stat::NotJoined,
             Rejection::HostUnavailable => Stat::HostUnavailable,
             Rejection::Invalid => Stat::Errors,
         };
         self.finish(request, Some(stat));
-        Reply::rejected(rejection, key, &mut self.jitter)
+        Reply::rejected(rejection, keys, &mut self.jitter)
     }
 
     /// `before` is an instant before the call: validities are anchored there.
@@ -354,11 +365,9 @@ impl HttpContext for Request {
                 worker.stats.count(Stat::Refused);
                 answer(&Reply::refused(&fault), view.dialect())
             }
-            Decision::Guarded { rule, key } => {
+            Decision::Guarded { rule, keys } => {
                 self.guarded = true;
-                // The others are overwritten by the grant.
-                strip(&[headers::HOLDER]);
-                worker.guard(self.id, rule, key, &view)
+                worker.guard(self.id, rule, keys, &view)
             }
         }
     }
@@ -416,22 +425,34 @@ impl Request {
             Moment::ResponseEnd => Event::ResponseEnd,
             Moment::Finished => Event::Finished { facts },
         });
+        if facts.is_redirect() {
+            let kin = core::mem::take(&mut guarded.kin);
+            worker.redirected.expect(kin);
+        }
         worker.apply(self.id, effect);
         worker.flush();
     }
 }
 
 impl Worker {
-    fn guard(&mut self, id: RequestRef, rule: &Arc<Rule>, key: String, view: &View) -> Action {
+    fn guard(&mut self, id: RequestRef, rule: &Arc<Rule>, keys: LockKeys, view: &View) -> Action {
         self.stats.count(Stat::Guarded);
-        let ask = Ask {
-            key: key.clone(),
-            wait: rule.wait(),
-            hold: rule.hold(),
-            lock_delay: rule.lock_delay(),
-            who: Who { method: text(&view.method(), 32), path: view.bare_path(), ..Default::default() },
+        let reentry = if rule.reentrant() {
+            // The grant overwrites it.
+            Reentry::of_header(view.holder().as_deref()).map(|reentry| self.redirected.correct(reentry))
+        } else {
+            // The others are overwritten by the grant.
+            strip(&[headers::HOLDER]);
+            Some(Reentry::Closed)
         };
-        let mut guarded = GuardedRequest { flow: Flow::Idle, rule: Arc::clone(rule), key, dialect: view.dialect() };
+        let dialect = view.dialect();
+        let Some(reentry) = reentry else {
+            return answer(&self.turn_away(id, Rejection::NoSuchHold, keys.text()), dialect);
+        };
+        let who = Who { method: text(&view.method(), 32), path: view.bare_path(), ..Default::default() };
+        let ask = ask(rule, &keys, reentry, who);
+        let (rule, keys) = (Arc::clone(rule), keys.into_text());
+        let mut guarded = GuardedRequest { flow: Flow::Idle, rule, keys, kin: Kin::None, dialect };
         guarded.flow.step(Event::Guarded);
         let asked = if self.requests.len() < REQUESTS_MAX {
             self.sessions.acquire(now(), id, ask)
@@ -445,16 +466,13 @@ impl Worker {
             return Action::Pause;
         };
         self.hop_if_needed();
-        match guarded.flow.step(Event::Rejected(rejection, rule.on_host_unavailable())) {
+        match guarded.flow.step(Event::Rejected(rejection, guarded.rule.on_host_unavailable())) {
             Effect::Bypass => {
                 self.stats.count(Stat::Bypassed);
                 strip(&OURS);
                 Action::Continue
             }
-            _ => {
-                let GuardedRequest { key, dialect, .. } = guarded;
-                answer(&self.turn_away(id, rejection, &key), dialect)
-            }
+            _ => answer(&self.turn_away(id, rejection, &guarded.keys), dialect),
         }
     }
 }

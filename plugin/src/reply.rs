@@ -31,62 +31,34 @@ pub struct Reply {
 #[allow(missing_docs)]
 pub enum GrpcStatus {
     InvalidArgument = 3,
+    FailedPrecondition = 9,
     Aborted = 10,
     Internal = 13,
     Unavailable = 14,
 }
 
 impl Reply {
-    /// For a request that does not get the lock `key`.
+    /// For a request that does not get its locks; `key` is all of them, joined by commas.
     pub fn rejected(rejection: Rejection, key: &str, jitter: &mut Jitter) -> Self {
-        let key = Some(key.to_owned());
-        match rejection {
-            Rejection::Conflict => Self {
-                status: 423,
-                grpc_status: GrpcStatus::Aborted,
-                retry_after_s: None,
-                problem: "locked",
-                title: "Locked",
-                detail: "Another request holds the lock that this request needs.".to_owned(),
-                key,
-            },
-            Rejection::WaitOver { retry_after } => Self {
-                status: 503,
-                grpc_status: GrpcStatus::Unavailable,
-                retry_after_s: Some(jittered_s(retry_after, jitter)),
-                problem: "wait-over",
-                title: "Waited too long for a lock",
-                detail: "Other requests held the lock that this request needs for as long as it could wait.".to_owned(),
-                key,
-            },
-            Rejection::Busy { retry_after } => Self {
-                status: 503,
-                grpc_status: GrpcStatus::Unavailable,
-                retry_after_s: Some(jittered_s(retry_after, jitter)),
-                problem: "queue-full",
-                title: "Too many requests wait for locks",
-                detail: "No more requests may wait at this time.".to_owned(),
-                key,
-            },
-            Rejection::HostUnavailable => Self {
-                status: 503,
-                grpc_status: GrpcStatus::Unavailable,
-                retry_after_s: Some(jittered_s(None, jitter)),
-                problem: "host-unavailable",
-                title: "The lock service is not available",
-                detail: "This request needs a lock, and no lock service answers.".to_owned(),
-                key,
-            },
-            Rejection::Invalid => Self {
-                status: 500,
-                grpc_status: GrpcStatus::Internal,
-                retry_after_s: None,
-                problem: "misunderstanding",
-                title: "The lock service does not understand this proxy",
-                detail: "The lock service calls the proxy's question malformed.".to_owned(),
-                key,
-            },
-        }
+        let (status, grpc_status) = match rejection {
+            Rejection::Conflict => (423, GrpcStatus::Aborted),
+            Rejection::NoSuchHold | Rejection::Upgrade => (409, GrpcStatus::FailedPrecondition),
+            Rejection::WaitOver { .. }
+            | Rejection::Hopeless { .. }
+            | Rejection::Busy { .. }
+            | Rejection::HostUnavailable => (503, GrpcStatus::Unavailable),
+            Rejection::Invalid => (500, GrpcStatus::Internal),
+        };
+        let retry_after_s = match rejection {
+            Rejection::WaitOver { retry_after }
+            | Rejection::Hopeless { retry_after }
+            | Rejection::Busy { retry_after } => Some(jittered_s(retry_after, jitter)),
+            Rejection::HostUnavailable => Some(jittered_s(None, jitter)),
+            Rejection::Conflict | Rejection::NoSuchHold | Rejection::Upgrade | Rejection::Invalid => None,
+        };
+        let [problem, title, detail] = words(rejection);
+        let (detail, key) = (detail.to_owned(), Some(key.to_owned()));
+        Self { status, grpc_status, retry_after_s, problem, title, detail, key }
     }
 
     /// For a request whose lock was lost while the upstream worked.
@@ -135,6 +107,46 @@ impl Reply {
     }
 }
 
+/// The type of the problem, its title, and what to tell people.
+fn words(rejection: Rejection) -> [&'static str; 3] {
+    match rejection {
+        Rejection::Conflict => ["locked", "Locked", "Another request holds the lock that this request needs."],
+        Rejection::WaitOver { .. } => [
+            "wait-over",
+            "Waited too long for a lock",
+            "Other requests held the lock that this request needs for as long as it could wait.",
+        ],
+        Rejection::Hopeless { .. } => [
+            "wait-hopeless",
+            "The wait for a lock would be in vain",
+            "The lock that this request needs is not expected to be free before its wait is over.",
+        ],
+        Rejection::Busy { .. } => {
+            ["queue-full", "Too many requests wait for locks", "No more requests may wait at this time."]
+        }
+        Rejection::NoSuchHold => [
+            "no-such-hold",
+            "There is no such lock to join",
+            "This request names the holder of a lock that is not held any more, or never was.",
+        ],
+        Rejection::Upgrade => [
+            "upgrade",
+            "The lock to join is held in a weaker mode",
+            "This request needs more of a lock than the request that it belongs to holds.",
+        ],
+        Rejection::HostUnavailable => [
+            "host-unavailable",
+            "The lock service is not available",
+            "This request needs a lock, and no lock service answers.",
+        ],
+        Rejection::Invalid => [
+            "misunderstanding",
+            "The lock service and this proxy misunderstand each other",
+            "One of the two calls the other's message malformed.",
+        ],
+    }
+}
+
 /// At least a second, and up to twice as long as asked for, so that those turned away together do not come back so.
 fn jittered_s(retry_after: Option<Duration>, jitter: &mut Jitter) -> u64 {
     let base_ms = retry_after.map_or(1_000, |after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)).max(1);
@@ -146,10 +158,13 @@ fn jittered_s(retry_after: Option<Duration>, jitter: &mut Jitter) -> u64 {
 mod tests {
     use super::*;
 
-    const REJECTIONS: [(Rejection, u32, &str); 5] = [
+    const REJECTIONS: [(Rejection, u32, &str); 8] = [
         (Rejection::Conflict, 423, "urn:turnstile:problem:locked"),
         (Rejection::WaitOver { retry_after: None }, 503, "urn:turnstile:problem:wait-over"),
+        (Rejection::Hopeless { retry_after: None }, 503, "urn:turnstile:problem:wait-hopeless"),
         (Rejection::Busy { retry_after: None }, 503, "urn:turnstile:problem:queue-full"),
+        (Rejection::NoSuchHold, 409, "urn:turnstile:problem:no-such-hold"),
+        (Rejection::Upgrade, 409, "urn:turnstile:problem:upgrade"),
         (Rejection::HostUnavailable, 503, "urn:turnstile:problem:host-unavailable"),
         (Rejection::Invalid, 500, "urn:turnstile:problem:misunderstanding"),
     ];
@@ -165,6 +180,7 @@ mod tests {
             assert_eq!(body["key"], r#"default/a:"\"#);
             assert_eq!(body["detail"], reply.detail());
             assert!(body["title"].is_string());
+            assert_eq!(reply.retry_after_s.is_some(), status == 503, "{rejection:?}");
         }
     }
 

@@ -12,6 +12,7 @@ mod pulse;
 mod receive;
 #[cfg(test)]
 mod simulation;
+mod terms;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,8 @@ use farewells::{Farewell, Farewells};
 use link::{Identity, Link};
 use outbox::Outbox;
 use pulse::Pulse;
+
+pub use terms::{Ask, Granted, Loss, Outcome, Rejection, Tokens};
 
 /// The longest time between two calls of [`Session::tick`] while [`Session::is_busy`].
 pub const TICK: Duration = Duration::from_millis(50);
@@ -53,67 +56,6 @@ pub struct RequestRef(pub u32);
 /// A stream as the proxy numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamToken(pub u32);
-
-/// What a request asks for.
-#[derive(Clone, Debug, Default)]
-pub struct Ask {
-    /// The full lock key.
-    pub key: String,
-    /// How long to wait; zero is "try".
-    pub wait: Duration,
-    /// The longest hold.
-    pub hold: Duration,
-    /// Quarantine after an unclean end.
-    pub lock_delay: Duration,
-    /// For people who look at a stuck lock.
-    pub who: v1::Who,
-}
-
-/// What became of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It holds its lock from now on. Ask [`Session::believes`] again right before acting on it.
-    Granted {
-        /// The fencing token.
-        token: u64,
-    },
-    /// It will not get its lock.
-    Rejected(Rejection),
-    /// It must stop believing in its lock; a release must follow.
-    Lost(Loss),
-}
-
-/// Why a request does not get its lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rejection {
-    /// A try found the lock taken.
-    Conflict,
-    /// The wait is over.
-    WaitOver {
-        /// When to try again, if the host said so.
-        retry_after: Option<Duration>,
-    },
-    /// A queue or table is full, here or at the host.
-    Busy {
-        /// When to try again, if the host said so.
-        retry_after: Option<Duration>,
-    },
-    /// No host answers, or its store does not.
-    HostUnavailable,
-    /// The host calls the request malformed: our fault.
-    Invalid,
-}
-
-/// Why a lock was lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
-    /// The promise ended, and nobody renewed it.
-    PromiseOver,
-    /// The longest hold is over.
-    HoldLimit,
-    /// The host said so.
-    ByHost,
-}
 
 /// What the caller has to do with the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,7 +96,7 @@ impl Waiter {
 #[derive(Debug)]
 struct Hold {
     owner: RequestRef,
-    token: u64,
+    tokens: Tokens,
     promise: Instant,
     limit: Instant,
     /// The owner was told `Lost`, and has not released yet.
@@ -216,7 +158,7 @@ impl Session {
 
     // Inputs: requests.
 
-    /// Asks for a lock. Exactly one outcome `Granted` or `Rejected` follows, unless [`Session::cancel`] comes first.
+    /// Asks for locks. Exactly one outcome `Granted` or `Rejected` follows, unless [`Session::cancel`] comes first.
     pub fn acquire(&mut self, now: Instant, owner: RequestRef, ask: Ask) -> Result<(), Rejection> {
         self.wake(now);
         if self.is_host_down() {
@@ -227,15 +169,9 @@ impl Session {
         if full || self.ids.contains_key(&owner) {
             return Err(Rejection::Busy { retry_after: None });
         }
-        let acquire = v1::Acquire {
-            keys: vec![v1::KeyRequest { key: ask.key, mode: v1::Mode::Exclusive.into(), limit: 0 }],
-            hold_ms: millis(ask.hold),
-            lock_delay_ms: millis(ask.lock_delay),
-            who: Some(ask.who),
-            ..Default::default()
-        };
         let patient = self.identity.is_some();
-        self.enqueue(now, Waiter { owner, acquire, asked: now, deadline: now + ask.wait, sent: false, patient });
+        let deadline = now + ask.wait;
+        self.enqueue(now, Waiter { owner, acquire: ask.into(), asked: now, deadline, sent: false, patient });
         Ok(())
     }
 
@@ -261,12 +197,12 @@ impl Session {
         }
     }
 
-    /// To be asked right before the request is let through: whether the lock granted with `token` is still to be
+    /// To be asked right before the request is let through: whether the locks granted with `tokens` are still to be
     /// believed in. If not, the grant goes back unsent, and the request waits on (a new outcome follows).
-    pub fn believes(&mut self, now: Instant, owner: RequestRef, token: u64) -> bool {
+    pub fn believes(&mut self, now: Instant, owner: RequestRef, tokens: &Tokens) -> bool {
         let Some(&id) = self.ids.get(&owner) else { return false };
         // A grant of an earlier session may have been overtaken by the one that was asked for in its place.
-        let Some(hold) = self.holds.get_mut(&id).filter(|hold| hold.token == token) else { return false };
+        let Some(hold) = self.holds.get_mut(&id).filter(|hold| hold.tokens == *tokens) else { return false };
         if !hold.lost && now < hold.promise {
             hold.unused = None;
             return true;

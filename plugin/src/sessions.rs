@@ -4,7 +4,7 @@ use turnstile_protocol::v1::Ending;
 
 use crate::backoff::Backoff;
 use crate::clock::Instant;
-use crate::session::{Ask, Names, Outcome, Output, Rejection, RequestRef, Session, StreamToken};
+use crate::session::{Ask, Names, Outcome, Output, Rejection, RequestRef, Session, StreamToken, Tokens};
 
 /// Sessions that may be ending at once; past that, waiters wait until one has ended.
 const RETIRING_MAX: usize = 4;
@@ -41,8 +41,8 @@ impl Sessions {
     }
 
     /// See [`Session::believes`].
-    pub fn believes(&mut self, now: Instant, owner: RequestRef, token: u64) -> bool {
-        self.all().any(|session| session.believes(now, owner, token))
+    pub fn believes(&mut self, now: Instant, owner: RequestRef, tokens: &Tokens) -> bool {
+        self.all().any(|session| session.believes(now, owner, tokens))
     }
 
     /// See [`Session::wants_stream`]; sessions that are ending want theirs back, too.
@@ -166,7 +166,8 @@ mod tests {
             let sessions = Sessions::new(names, Backoff::new(Jitter::new(1)), now);
             let mut bench = Self { sessions, now, streams: 0, said: Vec::new(), closed: Vec::new() };
             for owner in 1..=requests {
-                let ask = Ask { wait: Duration::from_secs(60), ..Ask::default() };
+                let keys = vec![v1::KeyRequest::default()];
+                let ask = Ask { keys, wait: Duration::from_secs(60), ..Ask::default() };
                 bench.sessions.acquire(now, RequestRef(owner), ask).expect("taken on");
             }
             bench.turn();
@@ -246,6 +247,10 @@ mod tests {
         ids.iter().map(|&id| grant(id).into()).collect()
     }
 
+    fn tokens(only: u64) -> Tokens {
+        Tokens::parse(&[v1::KeyGrant { token: only, barrier: only }]).expect("there is one")
+    }
+
     fn go_away() -> v1::ServerItem {
         v1::GoAway::default().into()
     }
@@ -257,8 +262,8 @@ mod tests {
         let ids = bench.acquires(StreamToken(1));
         bench.hear(StreamToken(1), grants(&ids));
         for (owner, outcome) in bench.outcomes() {
-            let Outcome::Granted { token } = outcome else { panic!("{outcome:?}") };
-            assert!(bench.sessions.believes(bench.now, owner, token));
+            let Outcome::Granted(granted) = outcome else { panic!("{outcome:?}") };
+            assert!(bench.sessions.believes(bench.now, owner, &granted.tokens));
         }
         bench.hear(StreamToken(1), vec![go_away()]);
         bench.sessions.stream_closed(bench.now, StreamToken(1));
@@ -292,10 +297,10 @@ mod tests {
         items.push(go_away());
         bench.hear(StreamToken(1), items);
         let outcomes = bench.outcomes();
-        let [(owner, Outcome::Granted { token })] = outcomes[..] else { panic!("{outcomes:?}") };
+        let [(owner, Outcome::Granted(granted))] = &outcomes[..] else { panic!("{outcomes:?}") };
         // The worker was frozen between the grant and its use.
         bench.now = bench.now + Duration::from_millis(3_950);
-        assert!(!bench.sessions.believes(bench.now, owner, token));
+        assert!(!bench.sessions.believes(bench.now, *owner, &granted.tokens));
         bench.pass(Duration::from_millis(500));
         let successor = bench.hello(false);
         bench.welcome(successor, "first");
@@ -308,8 +313,8 @@ mod tests {
         let mut bench = Bench::asked(1);
         let ids = bench.acquires(StreamToken(1));
         bench.hear(StreamToken(1), grants(&ids));
-        assert!(!bench.sessions.believes(bench.now, RequestRef(1), 99), "another token than the hold's");
-        assert!(bench.sessions.believes(bench.now, RequestRef(1), 100 + ids[0]));
+        assert!(!bench.sessions.believes(bench.now, RequestRef(1), &tokens(99)), "another token than the hold's");
+        assert!(bench.sessions.believes(bench.now, RequestRef(1), &tokens(100 + ids[0])));
     }
 
     #[test]
@@ -326,10 +331,10 @@ mod tests {
         let ids = bench.acquires(StreamToken(1));
         bench.hear(StreamToken(1), grants(&ids[..1]));
         let outcomes = bench.outcomes();
-        assert!(bench.sessions.believes(bench.now, outcomes[0].0, 100 + ids[0]));
+        assert!(bench.sessions.believes(bench.now, outcomes[0].0, &tokens(100 + ids[0])));
         let mut items = grants(&ids[1..]);
         items.push(v1::Lost { id: ids[0], ..Default::default() }.into());
         bench.hear(StreamToken(1), items);
-        assert!(matches!(bench.outcomes()[..], [(_, Outcome::Lost(_)), (_, Outcome::Granted { .. })]));
+        assert!(matches!(bench.outcomes()[..], [(_, Outcome::Lost(_)), (_, Outcome::Granted(_))]));
     }
 }

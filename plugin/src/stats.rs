@@ -12,8 +12,12 @@ pub enum Stat {
     Conflict,
     /// Requests answered because their wait was over.
     Timeout,
+    /// Requests answered because their wait would not have been long enough.
+    Hopeless,
     /// Requests answered because a queue was full.
     Busy,
+    /// Requests answered because they could not join the hold that they named.
+    NotJoined,
     /// Requests answered because no host was there.
     HostUnavailable,
     /// Requests that went on without a lock, because no host was there and their rule allows it.
@@ -38,12 +42,14 @@ pub enum Stat {
 
 impl Stat {
     /// All of them, with their names.
-    pub const ALL: [(Self, &'static str); 15] = [
+    pub const ALL: [(Self, &'static str); 17] = [
         (Self::Guarded, "turnstile.guarded"),
         (Self::Granted, "turnstile.granted"),
         (Self::Conflict, "turnstile.conflict"),
         (Self::Timeout, "turnstile.timeout"),
+        (Self::Hopeless, "turnstile.hopeless"),
         (Self::Busy, "turnstile.busy"),
+        (Self::NotJoined, "turnstile.not_joined"),
         (Self::HostUnavailable, "turnstile.host_unavailable"),
         (Self::Bypassed, "turnstile.bypassed"),
         (Self::Refused, "turnstile.refused"),

@@ -24,6 +24,9 @@ pub struct Behaviour {
     pub early: bool,
     /// The `location` header of the answer.
     pub location: Option<String>,
+    /// Before it answers, it posts to this path of the proxy, with the holder secret that it was given, if it was. Its
+    /// own answer has the status of that one's.
+    pub call: Option<String>,
 }
 
 /// How an answer ends.
@@ -56,6 +59,7 @@ impl Behaviour {
             finish: Finish::Complete,
             early: false,
             location: None,
+            call: None,
         };
         for word in text.split(';').map(str::trim).filter(|word| !word.is_empty()) {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
@@ -71,6 +75,7 @@ impl Behaviour {
                 "cut-in-body" => behaviour.finish = Finish::CutInBody,
                 "never" => behaviour.finish = Finish::Never,
                 "location" => behaviour.location = Some(value.to_owned()),
+                "call" => behaviour.call = Some(value.to_owned()),
                 "early" => behaviour.early = true,
                 _ => panic!("the upstream does not know how to {word:?}"),
             }

@@ -6,6 +6,13 @@ use std::time::Instant;
 
 use crate::upstream::Execution;
 
+/// A request with one of its keys.
+#[derive(Clone, Copy)]
+struct Held<'e> {
+    execution: &'e Execution,
+    token: Option<u64>,
+}
+
 /// What a history shows.
 #[derive(Debug, Default)]
 pub struct Verdict {
@@ -32,17 +39,19 @@ impl fmt::Debug for Fault {
 
 /// Judges every guarded request in `executions`; those without a lock key are passed over.
 pub fn judge(executions: &[Execution]) -> Verdict {
-    let mut keys: BTreeMap<&str, Vec<&Execution>> = BTreeMap::new();
+    let mut keys: BTreeMap<&str, Vec<Held<'_>>> = BTreeMap::new();
+    let mut verdict = Verdict::default();
     for execution in executions {
-        if let Some(key) = execution.key() {
-            keys.entry(key).or_default().push(execution);
+        let locks = execution.locks();
+        verdict.executions += usize::from(!locks.is_empty());
+        for (key, token) in locks {
+            keys.entry(key).or_default().push(Held { execution, token });
         }
     }
-    let mut verdict = Verdict { keys: keys.len(), ..Verdict::default() };
-    for (key, mut executions) in keys {
-        executions.sort_by_key(|execution| execution.start);
-        verdict.executions += executions.len();
-        judge_key(key, &executions, &mut verdict);
+    verdict.keys = keys.len();
+    for (key, mut held) in keys {
+        held.sort_by_key(|held| held.execution.start);
+        judge_key(key, &held, &mut verdict);
     }
     verdict
 }
@@ -67,22 +76,22 @@ impl Verdict {
     }
 }
 
-fn judge_key(key: &str, executions: &[&Execution], verdict: &mut Verdict) {
+fn judge_key(key: &str, history: &[Held<'_>], verdict: &mut Verdict) {
     // Sorted by start, so a request overlaps an earlier one exactly if it began before the latest end so far.
-    let mut latest_hold: Option<&Execution> = None;
-    let mut latest_work: Option<&Execution> = None;
-    for execution in executions {
-        let before = |end: Option<Instant>| end.is_none_or(|end| execution.start < end);
-        if let Some(earlier) = latest_hold.filter(|earlier| before(hold_end(earlier))) {
-            verdict.hold_overlaps.push(describe(key, earlier, execution));
-        } else if let Some(earlier) = latest_work.filter(|earlier| before(earlier.end)) {
-            verdict.orphan_overlaps.push(describe(key, earlier, execution));
+    let mut latest_hold: Option<Held<'_>> = None;
+    let mut latest_work: Option<Held<'_>> = None;
+    for &held in history {
+        let before = |end: Option<Instant>| end.is_none_or(|end| held.execution.start < end);
+        if let Some(earlier) = latest_hold.filter(|earlier| before(hold_end(earlier.execution))) {
+            verdict.hold_overlaps.push(describe(key, earlier, held));
+        } else if let Some(earlier) = latest_work.filter(|earlier| before(earlier.execution.end)) {
+            verdict.orphan_overlaps.push(describe(key, earlier, held));
         }
-        latest_hold = Some(later(latest_hold, execution, hold_end));
-        latest_work = Some(later(latest_work, execution, |execution| execution.end));
+        latest_hold = Some(later(latest_hold, held, hold_end));
+        latest_work = Some(later(latest_work, held, |execution| execution.end));
     }
-    for pair in executions.windows(2) {
-        if pair[0].token() >= pair[1].token() || pair[1].token().is_none() {
+    for pair in history.windows(2) {
+        if pair[0].token >= pair[1].token || pair[1].token.is_none() {
             verdict.token_faults.push(describe(key, pair[0], pair[1]));
         }
     }
@@ -96,39 +105,36 @@ fn hold_end(execution: &Execution) -> Option<Instant> {
     }
 }
 
-fn later<'a>(
-    held: Option<&'a Execution>,
-    new: &'a Execution,
-    end: impl Fn(&Execution) -> Option<Instant>,
-) -> &'a Execution {
-    match held {
-        Some(held) if end(held).is_none() => held,
-        Some(held) if end(new).is_some() && end(new) < end(held) => held,
+fn later<'e>(latest: Option<Held<'e>>, new: Held<'e>, end: impl Fn(&Execution) -> Option<Instant>) -> Held<'e> {
+    let Some(latest) = latest else { return new };
+    match (end(latest.execution), end(new.execution)) {
+        (None, _) => latest,
+        (Some(before), Some(after)) if after < before => latest,
         _ => new,
     }
 }
 
-fn describe(key: &str, earlier: &Execution, later: &Execution) -> Fault {
+fn describe(key: &str, earlier: Held<'_>, later: Held<'_>) -> Fault {
+    let Held { execution: first, token: first_token } = earlier;
+    let Held { execution: second, token: second_token } = later;
     let at = |instant: Option<Instant>| {
         instant.map_or_else(
             || "never".to_owned(),
-            |instant| match instant.checked_duration_since(earlier.start) {
+            |instant| match instant.checked_duration_since(first.start) {
                 Some(after) => format!("{after:?}"),
                 None => "before".to_owned(),
             },
         )
     };
     Fault(format!(
-        "{key}: {} {} (token {:?}) began at 0, left at {}, ended at {}; {} {} (token {:?}) began at {}",
-        earlier.method,
-        earlier.path,
-        earlier.token(),
-        at(earlier.abandoned),
-        at(earlier.end),
-        later.method,
-        later.path,
-        later.token(),
-        at(Some(later.start)),
+        "{key}: {} {} (token {first_token:?}) began at 0, left at {}, ended at {}; {} {} (token {second_token:?}) began at {}",
+        first.method,
+        first.path,
+        at(first.abandoned),
+        at(first.end),
+        second.method,
+        second.path,
+        at(Some(second.start)),
     ))
 }
 
@@ -192,6 +198,26 @@ mod tests {
         let now = Instant::now();
         let history = [execution(now, 1, 0, Some(10), Some(100)), execution(now, 2, 50, None, Some(60))];
         assert_eq!(counts(&history), (0, 1, 0));
+    }
+
+    #[test]
+    fn each_of_several_keys_is_judged() {
+        let now = Instant::now();
+        let with = |keys: &str, tokens: &str, start, end| {
+            let mut execution = execution(now, 0, start, None, Some(end));
+            execution.headers.insert("x-turnstile-key", keys.parse().expect("a header value"));
+            execution.headers.insert("x-turnstile-token", tokens.parse().expect("a header value"));
+            execution
+        };
+        let faults = |history: &[Execution]| {
+            let verdict = judge(history);
+            assert_eq!(verdict.executions, history.len());
+            (verdict.keys, verdict.hold_overlaps.len(), verdict.token_faults.len())
+        };
+        assert_eq!(faults(&[with("a,b", "1,5", 0, 10), with("b,a", "6,2", 10, 20), with("c", "1", 0, 9)]), (3, 0, 0));
+        assert_eq!(faults(&[with("a,b", "1,5", 0, 10), with("c,b", "1,6", 5, 20)]), (3, 1, 0));
+        assert_eq!(faults(&[with("a,b", "1,5", 0, 10), with("b,a", "5,2", 10, 20)]), (2, 0, 1));
+        assert_eq!(faults(&[with("a,b", "1,5", 0, 10), with("a,b", "2", 10, 20)]), (2, 0, 1), "a token is missing");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
@@ -23,11 +23,13 @@ pub struct HostConfig {
     pub lease_ms: u32,
     /// Further lines of TOML: `[limits]` and the like.
     pub more: String,
+    /// The one core that the process may use.
+    pub core: Option<usize>,
 }
 
 impl Default for HostConfig {
     fn default() -> Self {
-        Self { ttl_ms: 2_000, heartbeat_ms: 500, lease_ms: 3_000, more: String::new() }
+        Self { ttl_ms: 2_000, heartbeat_ms: 500, lease_ms: 3_000, more: String::new(), core: None }
     }
 }
 
@@ -42,6 +44,7 @@ pub struct Host {
     /// Its API.
     pub api: SocketAddr,
     database: PathBuf,
+    core: Option<usize>,
     dir: TempDir,
 }
 
@@ -82,7 +85,8 @@ impl Host {
             config.more,
         );
         fs::write(dir.path().join("turnstile.toml"), toml).expect("the configuration can be written");
-        let host = Self { process: launch(&dir), sessions, admin, api, database, dir };
+        let core = config.core;
+        let host = Self { process: launch(&dir, core), sessions, admin, api, database, core, dir };
         host.ready().await;
         host
     }
@@ -90,7 +94,7 @@ impl Host {
     /// Starts the host again, on the same ports and database, after it has ended or was killed; returns at once.
     pub fn restart(&mut self) {
         self.process.kill();
-        self.process = launch(&self.dir);
+        self.process = launch(&self.dir, self.core);
     }
 
     /// Waits until it says it is ready.
@@ -107,8 +111,12 @@ impl Host {
     }
 }
 
-fn launch(dir: &TempDir) -> Process {
+fn launch(dir: &TempDir, core: Option<usize>) -> Process {
     let config = dir.path().join("turnstile.toml");
     let args = ["host", "--config", config.to_str().expect("temporary paths are UTF-8")].map(str::to_owned);
-    Process::start("the host", &artifacts::turnstile_bin(), &args, &dir.path().join("host.log"))
+    let (program, log) = (artifacts::turnstile_bin(), dir.path().join("host.log"));
+    let Some(core) = core else { return Process::start("the host", &program, &args, &log) };
+    // taskset (util-linux) becomes the program.
+    let pinned = ["--cpu-list".to_owned(), core.to_string(), program.to_str().expect("a path in UTF-8").to_owned()];
+    Process::start("the host", Path::new("taskset"), &[&pinned[..], &args].concat(), &log)
 }

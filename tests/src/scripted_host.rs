@@ -17,7 +17,7 @@ use turnstile_protocol::v1::{
     Acquire, ClientMessage, Ending, Grant, HeartbeatAck, KeyGrant, Limits, Lost, LostReason, Reject, RejectReason,
     ServerItem, ServerMessage, Welcome, client_item::Item,
 };
-use turnstile_protocol::{KEY_MAX_BYTES, MESSAGE_MAX_BYTES, VERSION};
+use turnstile_protocol::{HOLDER_SECRET_BYTES, KEY_MAX_BYTES, KEYS_PER_ACQUIRE_MAX, MESSAGE_MAX_BYTES, VERSION};
 
 use crate::wait::PATIENCE;
 
@@ -294,7 +294,9 @@ impl Shared {
         (asked.granted, asked.token) = (Some(Instant::now()), Some(state.last_token));
         let StreamState { outbound, heartbeat_seq } = &state.streams[stream];
         let (heartbeat_seq, valid_ms) = (*heartbeat_seq, ms(valid));
-        let grant = Grant { id: acquire.id, keys, heartbeat_seq, valid_ms, ..Grant::default() };
+        let holder_secret =
+            if acquire.reentrant { vec![0xa5; HOLDER_SECRET_BYTES] } else { acquire.reentry_secret.clone() };
+        let grant = Grant { id: acquire.id, keys, holder_secret, heartbeat_seq, valid_ms, waited_ms: 0 };
         (outbound.clone(), grant.into())
     }
 }
@@ -309,7 +311,7 @@ fn welcome(stream: usize) -> Welcome {
         heartbeat_ms: 200,
         limits: Some(Limits {
             key_max_bytes: KEY_MAX_BYTES as u32,
-            keys_per_acquire_max: 1,
+            keys_per_acquire_max: KEYS_PER_ACQUIRE_MAX as u32,
             waiters_per_session_max: 10_000,
             message_max_bytes: MESSAGE_MAX_BYTES as u32,
         }),

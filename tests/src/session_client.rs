@@ -50,6 +50,17 @@ impl RawSession {
         let _ = self.outbound.send(ClientMessage { items }).await;
     }
 
+    /// The next message with all its items, of which none was taken by [`Self::next`].
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub async fn message(&mut self) -> Result<ServerMessage, Status> {
+        match self.inbound.message().await? {
+            Some(message) => Ok(message),
+            None => Err(Status::new(Code::Ok, "the stream ended")),
+        }
+    }
+
     /// The next item, or why there is none.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use turnstile_protocol::headers;
 
 use crate::behave::{Behaviour, Finish, HEADER};
-use crate::http::Fault;
+use crate::http::{Ask, Fault};
 use crate::wait::PATIENCE;
 
 /// One request as the upstream saw it.
@@ -43,20 +43,38 @@ pub struct Execution {
 }
 
 impl Execution {
-    /// The lock key that the filter put on it.
+    /// The lock key that the filter put on it; several are joined by commas.
     pub fn key(&self) -> Option<&str> {
         self.headers.get(headers::KEY)?.to_str().ok()
     }
 
-    /// The fencing token that the filter put on it.
+    /// The fencing token that the filter put on it; the first one if it has several keys.
     ///
     /// # Panics
-    /// If the header is there but is no single number.
+    /// If the header is there but is no list of numbers.
     pub fn token(&self) -> Option<u64> {
+        self.tokens().first().copied()
+    }
+
+    /// Every key that the filter put on it, with its token.
+    ///
+    /// # Panics
+    /// If there is a token too many.
+    pub fn locks(&self) -> Vec<(&str, Option<u64>)> {
+        let keys: Vec<&str> = self.key().map(|keys| keys.split(',').collect()).unwrap_or_default();
+        let tokens = self.tokens();
+        assert!(tokens.len() <= keys.len(), "{tokens:?} for {keys:?}");
+        let tokens = tokens.into_iter().map(Some).chain(std::iter::repeat(None));
+        keys.into_iter().zip(tokens).collect()
+    }
+
+    fn tokens(&self) -> Vec<u64> {
         let values: Vec<_> = self.headers.get_all(headers::TOKEN).iter().collect();
         assert!(values.len() < 2, "{} came {} times", headers::TOKEN, values.len());
-        let text = values.first()?.to_str().expect("a token is text");
-        Some(text.parse().unwrap_or_else(|_| panic!("{text:?} is no token")))
+        let Some(value) = values.first() else { return Vec::new() };
+        let text = value.to_str().expect("a token is text");
+        let number = |text: &str| text.parse().unwrap_or_else(|_| panic!("{text:?} is no token"));
+        text.split(',').map(number).collect()
     }
 }
 
@@ -194,7 +212,7 @@ async fn accept(listener: TcpListener, record: Arc<Record>) {
 async fn serve(record: Arc<Record>, mut request: Request<Incoming>) -> Result<Reply, Fault> {
     let ticket = record.begin(&request);
     let text = request.headers().get(HEADER).map(|value| value.to_str().expect("a behaviour is text").to_owned());
-    let behaviour = Behaviour::parse(text.as_deref().unwrap_or_default());
+    let mut behaviour = Behaviour::parse(text.as_deref().unwrap_or_default());
     let mut presence = Presence { record: Arc::clone(&record), ticket, answered: false };
     if request.headers().contains_key("upgrade") {
         presence.answered = true;
@@ -213,6 +231,9 @@ async fn serve(record: Arc<Record>, mut request: Request<Incoming>) -> Result<Re
         }
     })
     .await?;
+    if let Some(path) = &behaviour.call {
+        behaviour.status = call_back(&request, path).await?;
+    }
     Ok(match behaviour.finish {
         Finish::CutBeforeHead => {
             record.end(ticket);
@@ -221,6 +242,17 @@ async fn serve(record: Arc<Record>, mut request: Request<Incoming>) -> Result<Re
         }
         _ => answer(presence, &behaviour, request),
     })
+}
+
+/// Posts to the proxy that the request came from, as a part of the work on it; returns the status of the answer.
+async fn call_back(request: &Request<Incoming>, path: &str) -> Result<u16, Fault> {
+    let proxy: SocketAddr = request.headers()["host"].to_str()?.parse()?;
+    let call = Ask::post(path);
+    let call = match request.headers().get(headers::HOLDER) {
+        Some(secret) => call.header_bytes(headers::HOLDER, secret.as_bytes()),
+        None => call,
+    };
+    Ok(call.send(proxy).await?.status)
 }
 
 async fn read_body(record: &Record, ticket: usize, body: &mut Incoming) -> Result<(), Fault> {

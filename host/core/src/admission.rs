@@ -6,6 +6,7 @@ use crate::engine::Phase;
 use crate::families::{FamilyIndex, Kin};
 use crate::fault::{Fault, Step};
 use crate::keys::{Key, KeyIndex};
+use crate::mutation::Mutation;
 use crate::requests::{KeyUse, Part, Patience, Place, Request, RequestIndex, Stage, Uses, Waiting};
 use crate::sessions::Link;
 use crate::timers::Timer;
@@ -127,11 +128,24 @@ impl Engine {
     /// True if one more key may be tracked; gives up the one that has been idle longest if that helps.
     fn make_room(&mut self) -> Step<bool> {
         while self.keys.len() >= self.config.keys_max {
+            if self.mutated(Mutation::EvictInQuarantine) {
+                self.lift_quarantines()?;
+            }
             let Some((idle, _)) = self.keys.longest_idle() else { return Ok(false) };
             self.yield_ownership(idle)?;
             self.pump(idle)?;
         }
         Ok(true)
+    }
+
+    fn lift_quarantines(&mut self) -> Step {
+        for index in self.keys.indices() {
+            if self.keys.get(index)?.holders.len() == 0 && self.keys.get(index)?.coming == 0 {
+                self.lift_quarantine(index)?;
+                self.pump(index)?;
+            }
+        }
+        Ok(())
     }
 
     /// What the keys say to the request; it may come out as a try.
@@ -254,12 +268,13 @@ impl Engine {
             return Ok(Err(RejectReason::NoSuchHold));
         }
         let largest = bonds.iter().filter_map(|bond| self.name_of(bond.key)).max();
+        let upgrades = self.mutated(Mutation::UpgradeJoined);
         let mut out_of_order = false;
         for used in uses.iter_mut() {
             let mut had = bonds.iter().filter(|bond| bond.key == used.key).peekable();
             if had.peek().is_none() {
                 out_of_order |= self.name_of(used.key) < largest;
-            } else if had.clone().any(|bond| bond.live && bond.covers(used.mode)) {
+            } else if had.clone().any(|bond| bond.live && (bond.covers(used.mode) || upgrades)) {
                 used.part = Part::Joins;
             } else if had.any(|bond| bond.live) {
                 return Ok(Err(RejectReason::Upgrade));

@@ -9,6 +9,7 @@ use slab::Slab;
 
 use crate::fault::{Fault, Step};
 use crate::keys::KeyIndex;
+use crate::mutation::Mutation;
 use crate::requests::{KeyUse, Part, Request, RequestIndex, Stage};
 use crate::{Engine, HolderSecret, Instant, Mode, RejectReason, Token};
 
@@ -75,9 +76,6 @@ impl Family {
 pub(crate) struct Families {
     by_secret: HashMap<HolderSecret, FamilyIndex>,
     slab: Slab<Family>,
-    /// Places to be taken again, the next one last, as the slab has them.
-    #[cfg(feature = "model")]
-    pub(crate) vacant: Vec<u32>,
 }
 
 impl Families {
@@ -102,17 +100,20 @@ impl Families {
         let index =
             u32::try_from(self.slab.insert(family)).map_err(|_| Fault::Broken("the table of families is full"))?;
         self.by_secret.insert(secret, FamilyIndex(index));
-        #[cfg(feature = "model")]
-        self.vacant.pop();
         Ok(Some(FamilyIndex(index)))
     }
 
     pub(crate) fn forget(&mut self, index: FamilyIndex) -> Step<Family> {
         let family = self.slab.try_remove(index.0 as usize).ok_or(Fault::Broken("no such family"))?;
         self.by_secret.remove(&family.secret);
-        #[cfg(feature = "model")]
-        self.vacant.push(index.0);
         Ok(family)
+    }
+
+    /// The places that will be taken next, in that order.
+    #[cfg(feature = "model")]
+    pub(crate) fn vacant(&self) -> Vec<usize> {
+        let filler = Family::new(HolderSecret([0; 16]), Instant::default(), RequestIndex(0));
+        crate::fingerprint::vacant(&self.slab, &filler)
     }
 
     #[cfg(any(test, debug_assertions, feature = "mutations"))]
@@ -161,7 +162,8 @@ impl Engine {
 
     /// What who wants to use this key may join.
     pub(crate) fn bond_for(&self, family: FamilyIndex, wanted: &KeyUse) -> Step<Option<Bond>> {
-        let fits = |bond: &Bond| bond.key == wanted.key && bond.live && bond.covers(wanted.mode);
+        let upgrades = self.mutated(Mutation::UpgradeJoined);
+        let fits = |bond: &Bond| bond.key == wanted.key && bond.live && (bond.covers(wanted.mode) || upgrades);
         Ok(self.bonds(family)?.into_iter().find(fits))
     }
 
@@ -177,7 +179,10 @@ impl Engine {
         self.families.get_mut(family)?.members.remove(&index);
         for used in &request.uses {
             let token = used.token.ok_or(Fault::Broken("a hold without a token"))?;
-            let others = self.users_of(family, used.key, token)?;
+            let mut others = self.users_of(family, used.key, token)?;
+            if used.part == Part::Joins && self.mutated(Mutation::JoinCountedTwice) {
+                others.clear();
+            }
             let unclean = &mut self.families.get_mut(family)?.unclean;
             match others.first() {
                 None => {

@@ -8,6 +8,8 @@
 
 use std::hash::{Hash, Hasher};
 
+use slab::Slab;
+
 use crate::families::{Family, Kin};
 use crate::keys::{Key, KeyIndex, Owned, Ownership};
 use crate::promise::Lease;
@@ -55,9 +57,7 @@ impl Engine {
             index.hash(hasher);
             shown.family(family, hasher);
         }
-        out_of_order(&self.keys.vacant, self.keys.len()).hash(hasher);
-        out_of_order(&self.requests.vacant, self.requests.iter().count()).hash(hasher);
-        out_of_order(&self.families.vacant, self.families.iter().count()).hash(hasher);
+        (self.keys.vacant(), self.requests.vacant(), self.families.vacant()).hash(hasher);
         let mut sessions: Vec<_> = self.sessions.iter().map(|(id, session)| (view.session(id), id, session)).collect();
         sessions.sort_unstable_by_key(|(name, ..)| *name);
         sessions.len().hash(hasher);
@@ -177,10 +177,14 @@ impl<V: View> Shown<'_, V> {
     }
 }
 
-/// The vacant places of a table with so many taken ones, less those that are as if they had never been taken: whoever
-/// comes gets the last of the list, and new places at the end after the first.
-fn out_of_order(vacant: &[u32], taken: usize) -> &[u32] {
-    let places = (0..taken + vacant.len()).rev();
-    let as_new = vacant.iter().zip(places).take_while(|(vacant, place)| **vacant as usize == *place).count();
-    vacant.get(as_new..).unwrap_or_default()
+/// The places of a table that will be taken next, in that order, up to where each is at the end of the table.
+pub(crate) fn vacant<T: Clone>(table: &Slab<T>, filler: &T) -> Vec<usize> {
+    let mut table = table.clone();
+    let mut places = Vec::new();
+    while table.len() < table.capacity() {
+        places.push(table.insert(filler.clone()));
+    }
+    let at_the_end = (0..table.len()).rev().zip(places.iter().rev()).take_while(|(end, place)| end == *place).count();
+    places.truncate(places.len() - at_the_end);
+    places
 }

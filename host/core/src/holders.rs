@@ -146,6 +146,10 @@ impl Holders {
         Some((smallest.map_or(Mode::Shared, Mode::Limit), group.live.len() + group.lingering.len()))
     }
 
+    pub(crate) fn are_limited(&self) -> bool {
+        matches!(self, Self::Group(group) if group.kind == Kind::Limited)
+    }
+
     /// Live holds.
     pub(crate) fn len(&self) -> usize {
         match self {

@@ -64,7 +64,8 @@ impl Engine {
         };
         let mut granted: SmallVec<[(u8, KeyGrant); 1]> = SmallVec::new();
         for (used, token) in request.uses.iter().filter_map(with_token) {
-            let barrier = self.keys.get(used.key)?.holders.lowest().unwrap_or(token);
+            let lowest = self.keys.get(used.key)?.holders.lowest();
+            let barrier = lowest.filter(|_| !self.mutated(Mutation::BarrierTooHigh)).unwrap_or(token);
             granted.push((used.asked, KeyGrant { token, barrier }));
         }
         granted.sort_unstable_by_key(|(asked, _)| *asked);
@@ -206,8 +207,11 @@ impl Engine {
     /// The last who used the key has released it.
     pub(crate) fn free_key(&mut self, used: KeyUse, quarantine: Option<Duration>, held: Duration) -> Step {
         let token = used.token.ok_or(Fault::Broken("a hold without a token"))?;
-        let until = quarantine.map(|delay| self.now + delay).filter(|until| *until > self.now);
+        let mut until = quarantine.map(|delay| self.now + delay).filter(|until| *until > self.now);
         let in_group = matches!(self.keys.get(used.key)?.holders, Holders::Group(_));
+        if in_group && self.mutated(Mutation::LingeringForgotten) {
+            until = None;
+        }
         let key = self.keys.get_mut(used.key)?;
         key.learn_hold(held);
         if in_group {
@@ -246,7 +250,7 @@ impl Engine {
     }
 
     /// An operator says that no earlier work goes on. What an owner before us promised is not ours to know of.
-    fn lift_quarantine(&mut self, index: KeyIndex) -> Step {
+    pub(crate) fn lift_quarantine(&mut self, index: KeyIndex) -> Step {
         self.change_lingering(index, |holders| holders.skip_lingering())?;
         let key = self.keys.get_mut(index)?;
         let inherited = key.inherited;

@@ -187,9 +187,6 @@ pub(crate) struct Keys {
     /// Fast, and seeded at random, so that nobody can choose names that collide.
     hash_builder: DefaultHashBuilder,
     slab: Slab<Key>,
-    /// Places to be taken again, the next one last, as the slab has them.
-    #[cfg(feature = "model")]
-    pub(crate) vacant: Vec<u32>,
     owned: usize,
     first_idle: Option<KeyIndex>,
     last_idle: Option<KeyIndex>,
@@ -212,8 +209,6 @@ impl Keys {
 
     pub(crate) fn insert(&mut self, name: LockKey) -> Step<KeyIndex> {
         let index = self.slab.insert(Key::new(name.clone()));
-        #[cfg(feature = "model")]
-        self.vacant.pop();
         let index = u32::try_from(index).map(KeyIndex).map_err(|_| Fault::Broken("the table of keys is full"))?;
         let hash = |name: &LockKey| self.hash_builder.hash_one(name);
         // The names of all keys that are in the table are in the slab.
@@ -263,8 +258,6 @@ impl Keys {
         if let Ok(entry) = self.by_name.find_entry(self.hash_builder.hash_one(&key.name), |other| *other == index) {
             entry.remove();
         }
-        #[cfg(feature = "model")]
-        self.vacant.push(index.0);
         Ok(())
     }
 
@@ -310,6 +303,13 @@ impl Keys {
 
     fn idle_links(&mut self, index: KeyIndex) -> Step<&mut IdleLinks> {
         self.get_mut(index)?.idle.as_mut().ok_or(Fault::Broken("the list of idle keys is torn"))
+    }
+
+    /// The places that will be taken next, in that order.
+    #[cfg(feature = "model")]
+    pub(crate) fn vacant(&self) -> Vec<usize> {
+        LockKey::parse("vacant")
+            .map_or_else(|_| Vec::new(), |name| crate::fingerprint::vacant(&self.slab, &Key::new(name)))
     }
 
     #[cfg(any(test, debug_assertions, feature = "mutations"))]

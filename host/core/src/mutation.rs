@@ -10,7 +10,7 @@ pub enum Mutation {
     EndBeforePromise,
     /// Validities are not cut to the lease.
     LeaseIgnored,
-    /// A grant does not wait until the store remembers its lock delay.
+    /// The store is not asked to remember a larger lock delay, and no grant waits for that.
     LockDelayNotRaised,
     /// Every answer of the store starts the token sequence anew, and nobody looks.
     SequenceReset,
@@ -26,4 +26,28 @@ pub enum Mutation {
     TimeoutNotTold,
     /// The dead predecessor's lock delays are not waited for.
     PredecessorIgnored,
+    /// A key is given up although it is in quarantine, or a hold of it lingers.
+    YieldInQuarantine,
+    /// A key in quarantine makes room for another one.
+    EvictInQuarantine,
+    /// A resumed session's waiters get their turn back, but not their places.
+    PlacesForgotten,
+    /// Limited holds are not counted.
+    LimitMiscounted,
+    /// Readers are let in beside whoever holds the key.
+    SharedBesideExclusive,
+    /// A shared or limited hold that ended uncleanly counts no longer.
+    LingeringForgotten,
+    /// Several keys are granted as soon as they are ours and one of them is free.
+    PartGranted,
+    /// A key that a waiter has and keeps for the sake of its further keys is given up.
+    PinnedYielded,
+    /// Whoever joined a hold ends it for all.
+    JoinCountedTwice,
+    /// A hold may be joined in any mode.
+    UpgradeJoined,
+    /// Another host waits as long as there are waiters here.
+    BudgetIgnored,
+    /// The barrier is the hold's own token, whoever else holds the key.
+    BarrierTooHigh,
 }

@@ -8,7 +8,7 @@ use crate::keys::{Contention, KeyIndex, Owned, Ownership};
 use crate::mutation::Mutation;
 use crate::promise::Lease;
 use crate::timers::Timer;
-use crate::{ClaimId, Command, Engine, Epoch, Instant, LockKey, LostReason, RejectReason, Token};
+use crate::{ClaimId, Command, Engine, Epoch, HandoffBudget, Instant, LockKey, LostReason, RejectReason, Token};
 
 impl Engine {
     pub(crate) fn ownership_gained(
@@ -140,7 +140,10 @@ impl Engine {
 
     pub(crate) fn ownership_contended(&mut self, name: &LockKey) -> Step {
         let Some(index) = self.keys.find(name) else { return Ok(()) };
-        let budget = self.config.handoff_budget;
+        let mut budget = self.config.handoff_budget;
+        if self.mutated(Mutation::BudgetIgnored) {
+            budget = HandoffBudget { grants: u32::MAX, time: self.config.wait_max };
+        }
         let until = self.now + budget.time;
         match &self.keys.get(index)?.ownership {
             Ownership::Owned(owned) if owned.contention.is_none() => {}

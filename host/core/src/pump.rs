@@ -8,7 +8,7 @@ use crate::keys::{Key, KeyIndex, Owned, Ownership};
 use crate::mutation::Mutation;
 use crate::promise::{useful_validity, validity};
 use crate::requests::{Part, Place, Request, RequestIndex, Stage, Uses, Waiting};
-use crate::{Command, Engine, RejectReason};
+use crate::{Command, Engine, Mode, RejectReason};
 
 /// What a key needs now. Every change to a key is followed by steps until it rests; [`Engine::check`] asserts that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +132,17 @@ impl Engine {
     /// Whether earlier holds leave room for this one, or it joins them.
     fn may_hold(&self, index: KeyIndex, key: &Key, request: RequestIndex) -> Step<bool> {
         let used = self.requests.get(request)?.use_of(index)?;
-        Ok(used.part == Part::Joins || (key.admits(used.mode) && !key.is_promised_away(self.now)))
+        let admitted = key.admits(used.mode) || self.admits_wrongly(key, used.mode);
+        Ok(used.part == Part::Joins || (admitted && !key.is_promised_away(self.now)))
+    }
+
+    fn admits_wrongly(&self, key: &Key, mode: Mode) -> bool {
+        let wrongly = match mode {
+            Mode::Exclusive => false,
+            Mode::Shared => self.mutated(Mutation::SharedBesideExclusive),
+            Mode::Limit(_) => self.mutated(Mutation::LimitMiscounted) && key.holders.are_limited(),
+        };
+        wrongly && key.quarantine.is_none()
     }
 
     /// Whether a request that has just come for one key would be granted by its key's next step: it need not queue.
@@ -187,7 +197,9 @@ impl Engine {
 
     fn next_step_owned(&self, index: KeyIndex, key: &Key, owned: &Owned) -> Step<KeyStep> {
         let live = key.first_live();
-        if key.is_free() && key.pinned_by().is_none() {
+        let lingers = self.mutated(Mutation::YieldInQuarantine) && key.holders.len() == 0;
+        let pinned = key.pinned_by().is_some() && !self.mutated(Mutation::PinnedYielded);
+        if (key.is_free() || lingers) && !pinned {
             let spent = owned.next_token().is_none() && owned.pending.is_none();
             let give_up = match &owned.contention {
                 _ if self.phase != Phase::Serving => true,
@@ -205,7 +217,8 @@ impl Engine {
         }
         if owned.pending.is_none() {
             let new_epoch = owned.wants_epoch();
-            if new_epoch || key.queue.as_ref().is_some_and(|queue| queue.lock_delay > owned.asked) {
+            let larger = key.queue.as_ref().is_some_and(|queue| queue.lock_delay > owned.asked);
+            if new_epoch || (larger && !self.mutated(Mutation::LockDelayNotRaised)) {
                 return Ok(KeyStep::Raise { new_epoch });
             }
         }
@@ -235,7 +248,8 @@ impl Engine {
         if key.pinned_by() == Some(first) || !self.may_hold(index, key, first)? {
             return Ok(KeyStep::Rest);
         }
-        let out_of_turn = self.mutated(Mutation::LastComeFirstServed);
+        let alone = self.requests.get(first)?.uses.len() == 1;
+        let out_of_turn = alone && self.mutated(Mutation::LastComeFirstServed);
         if !out_of_turn && !self.has(index, key, first)? {
             return Ok(KeyStep::Rest);
         }
@@ -249,7 +263,7 @@ impl Engine {
         if waiting.deadline <= self.now {
             return Ok(KeyStep::TimeOut(first));
         }
-        let is_last = request.uses.last().is_some_and(|last| last.key == index);
+        let is_last = request.uses.last().is_some_and(|last| last.key == index) || self.grants_part(request)?;
         Ok(match self.prospect(request)? {
             Prospect::Quiet => KeyStep::PassOver(first),
             _ if !is_last => go_on,
@@ -259,10 +273,18 @@ impl Engine {
         })
     }
 
+    fn grants_part(&self, request: &Request) -> Step<bool> {
+        let mut wrongly = self.mutated(Mutation::PartGranted);
+        for used in &request.uses {
+            wrongly = wrongly && matches!(self.keys.get(used.key)?.ownership, Ownership::Owned(_));
+        }
+        Ok(wrongly)
+    }
+
     /// All keys must be had at the very moment of the grant: one may have changed whose step is still to come.
     fn grant_or_stand_back(&self, last: KeyIndex, request: RequestIndex) -> Step<KeyStep> {
         for used in self.requests.get(request)?.uses.iter().filter(|used| used.key != last) {
-            if !self.has(used.key, self.keys.get(used.key)?, request)? {
+            if !self.has(used.key, self.keys.get(used.key)?, request)? && !self.mutated(Mutation::PartGranted) {
                 return Ok(KeyStep::StandBack(request, used.key));
             }
         }

@@ -107,9 +107,6 @@ pub(crate) struct Hold {
 pub(crate) struct Requests {
     slab: Slab<Request>,
     holds: usize,
-    /// Places to be taken again, the next one last, as the slab has them.
-    #[cfg(feature = "model")]
-    pub(crate) vacant: Vec<u32>,
 }
 
 impl Request {
@@ -133,8 +130,6 @@ impl Request {
 impl Requests {
     pub(crate) fn insert(&mut self, request: Request) -> Step<RequestIndex> {
         let index = self.slab.insert(request);
-        #[cfg(feature = "model")]
-        self.vacant.pop();
         u32::try_from(index).map(RequestIndex).map_err(|_| Fault::Broken("the table of requests is full"))
     }
 
@@ -165,8 +160,6 @@ impl Requests {
     pub(crate) fn remove(&mut self, index: RequestIndex) -> Step<Request> {
         let request = self.slab.try_remove(index.0 as usize).ok_or(Fault::Broken("no such request"))?;
         self.holds -= usize::from(request.stage.is_hold());
-        #[cfg(feature = "model")]
-        self.vacant.push(index.0);
         Ok(request)
     }
 
@@ -176,6 +169,23 @@ impl Requests {
 
     pub(crate) fn waiters(&self) -> usize {
         self.slab.len() - self.holds
+    }
+
+    /// The places that will be taken next, in that order.
+    #[cfg(feature = "model")]
+    pub(crate) fn vacant(&self) -> Vec<usize> {
+        let filler = Request {
+            holder: HolderId { session: crate::SessionId(0), request: crate::RequestId(0) },
+            uses: Uses::new(),
+            hold_max: Duration::ZERO,
+            lock_delay: Duration::ZERO,
+            since: Instant::default(),
+            order: 0,
+            kin: Kin::None,
+            stage: Stage::Holding(Hold { granted: Instant::default(), limit: Instant::default() }),
+            who: None,
+        };
+        crate::fingerprint::vacant(&self.slab, &filler)
     }
 
     #[cfg(any(test, debug_assertions, feature = "mutations"))]

@@ -185,12 +185,13 @@ impl Engine {
     fn compare(&mut self, session: SessionId, resume: &Resume, waiters: &[Acquire]) -> Step {
         let mut listed: BTreeSet<RequestId> = resume.holds.iter().copied().collect();
         listed.extend(waiters.iter().map(|acquire| acquire.request));
-        for (request, ending) in &resume.releases {
-            if self.mutated(Mutation::ReleaseLostInResume) {
-                listed.insert(*request);
-            } else {
-                self.release(session, *request, *ending)?;
-            }
+        let forgetful = self.mutated(Mutation::ReleaseLostInResume);
+        if forgetful {
+            listed.extend(resume.releases.iter().map(|(request, _)| *request));
+        }
+        self.drop_unlisted_waiters(session, &listed)?;
+        for (request, ending) in resume.releases.iter().filter(|_| !forgetful) {
+            self.release(session, *request, *ending)?;
         }
         for request in &resume.holds {
             self.compare_hold(HolderId { session, request: *request })?;
@@ -239,17 +240,21 @@ impl Engine {
 
     /// What the client did not list: it does not wait any more, and what became of a hold we cannot know.
     fn end_unlisted(&mut self, id: SessionId, listed: &BTreeSet<RequestId>) -> Step {
-        let all = self.sessions.get(id)?.in_order();
-        let (mut waiters, mut holds) = (Vec::new(), Vec::new());
-        for (_, index) in all.into_iter().filter(|(request, _)| !listed.contains(request)) {
-            if self.requests.get(index)?.stage.is_hold() { holds.push(index) } else { waiters.push(index) }
-        }
-        // In this order: the end of a hold turns away those who wait to join it.
-        for index in waiters {
-            self.drop_waiter(index)?;
-        }
-        for index in holds {
+        self.drop_unlisted_waiters(id, listed)?;
+        for (_, index) in self.sessions.get(id)?.in_order().into_iter().filter(|(request, _)| !listed.contains(request))
+        {
             self.end_hold(index, Ending::Unclean)?;
+        }
+        Ok(())
+    }
+
+    /// These go before any hold ends: that turns away those who wait to join it, and nobody waits for such an answer.
+    fn drop_unlisted_waiters(&mut self, id: SessionId, listed: &BTreeSet<RequestId>) -> Step {
+        for (_, index) in self.sessions.get(id)?.in_order().into_iter().filter(|(request, _)| !listed.contains(request))
+        {
+            if !self.requests.get(index)?.stage.is_hold() {
+                self.drop_waiter(index)?;
+            }
         }
         Ok(())
     }

@@ -160,7 +160,11 @@ impl Engine {
             let used = self.requests.get(index)?.queued()?.get(usize::from(position)).copied();
             let used = used.ok_or(Fault::Broken("a request queues for what it has not asked"))?;
             let entry = self.entry(index, used)?;
-            self.keys.queue_mut(used.key)?.shift(entry, from, to);
+            if to == Place::Live && self.mutated(Mutation::PlacesForgotten) {
+                self.keys.queue_mut(used.key)?.remove(entry, from);
+            } else {
+                self.keys.queue_mut(used.key)?.shift(entry, from, to);
+            }
         }
         Ok(())
     }

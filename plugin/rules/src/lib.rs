@@ -9,12 +9,14 @@
 //! A rule is one line:
 //!
 //! ```text
-//! METHOD[,METHOD...] [HOST]/PATH key=TEMPLATE [OPTION=VALUE...]
+//! METHOD[,METHOD...] [HOST]/PATH key=TEMPLATE[,TEMPLATE...] [OPTION=VALUE...]
 //!
 //! POST /accounts/{id}/transfer                key=account:{id} wait=5s
 //! POST,PUT pay.example.com/accounts/{id}      key=account:{id}
 //! *    *.example.com/reports/{*path}          key=report:{path} wait=0 hold=10m
 //! POST /import                                key=import:{header.x-tenant}:{query.table}
+//! POST /move/{from}                           key=account:{from},account:{query.to} wait=5s
+//! GET  /accounts/{id}                         key=account:{id} mode=shared queue=100
 //! ```
 //!
 //! or, in the filter's JSON, an object of the same meaning:
@@ -22,16 +24,24 @@
 //! ```json
 //! { "name": "transfer",
 //!   "match": { "host": "pay.example.com", "methods": ["POST"], "path": "/accounts/{id}/transfer" },
-//!   "key": "account:{id}", "wait": "5s", "hold": "60s", "lock_delay": "15s",
+//!   "key": "account:{id}", "mode": "exclusive", "wait": "5s", "fail_fast": "off",
+//!   "hold": "60s", "lock_delay": "15s", "reentrant": "off",
 //!   "on_lost": "abort", "on_host_unavailable": "deny" }
 //! ```
 //!
+//! All values of an object are strings. Several keys are a list, `"keys": ["account:{from}", "account:{query.to}"]` in
+//! place of `"key"`; several modes are a list too.
+//!
 //! | option | values | default | meaning |
 //! |---|---|---|---|
-//! | `key` | a key template | required | which lock the request needs |
+//! | `key` | 1 to 16 key templates | required | which locks the request needs, all of them at once |
+//! | `mode` | `exclusive`, `shared`, `limit:N` (N to 65535) | `exclusive` | how many may hold a key at once; one mode for all keys, or one for each |
 //! | `wait` | 0 to 10m | 10s | how long a request waits for the lock; 0 is "try" |
+//! | `queue` | 1 to 1000000 | the host's limit | rejected at once when so many wait for one of the keys already |
+//! | `fail_fast` | `on`, `off` | `off` | rejected at once when the turn is not to be expected within the wait |
 //! | `hold` | above 0, to 1h | 60s | the longest hold |
-//! | `lock_delay` | 0 to 1h | 15s | quarantine of the key after a hold that ended uncleanly |
+//! | `lock_delay` | 0 to 1h | 15s | quarantine of the keys after a hold that ended uncleanly |
+//! | `reentrant` | `on`, `off` | `off` | requests that bring the holder secret of a live hold join it |
 //! | `on_lost` | `abort`, `continue` | `abort` | what becomes of a request whose lock is lost |
 //! | `on_host_unavailable` | `deny`, `allow` | `deny` | what becomes of a request when no host answers |
 //! | `name` | printable ASCII | what the rule matches | unique; for logs and people |
@@ -54,6 +64,13 @@
 //! all. Rules with the same key share the lock. Between two values there must be a character that neither can contain,
 //! such as `:` or `/`, so that different values never make the same key. The full key is `namespace/key`, at most
 //! [`KEY_MAX_BYTES`] bytes.
+//!
+//! **Several keys** are granted together or not at all. If two of them come out equal for a request (a transfer from an
+//! account to itself), it needs that key once; in exclusive mode if their modes differ.
+//!
+//! **Mode**: `exclusive` is one holder, `shared` any number of them, `limit:N` at most N. Different modes exclude each
+//! other, whichever rule they come from: a request in mode `shared` waits for one that holds the key in any other mode.
+//! Among holders with different limits the smallest counts.
 //!
 //! # Which rule, if several match
 //!
@@ -88,7 +105,7 @@
 //! - contains a control character, or a space at its start or end, or, in a query, an invalid escape or a `;` beside
 //!   it;
 //!
-//! or if the key is too long.
+//! or if a key is too long. One key in doubt refuses the request, whatever the others are.
 //!
 //! What spelling rules cannot see is what the application itself takes for the same: see the README's list.
 
@@ -98,6 +115,9 @@ mod encoding;
 mod faults;
 mod host;
 mod json;
+mod keys;
+mod mode;
+mod number;
 mod query;
 mod raw;
 mod request;
@@ -109,9 +129,14 @@ mod template;
 
 pub use config::{FilterConfig, filter_config_json, parse_rules_file};
 pub use faults::{Excerpt, Fault, Faults};
+pub use keys::LockKeys;
+pub use mode::Mode;
 pub use request::{Decision, HeaderValues, KeyPart, RequestFault, RequestView};
 pub use rule::{OnHostUnavailable, OnLost, Rule};
 pub use set::RuleSet;
 
 /// The longest lock key, namespace included, in bytes; the same number as the session protocol's.
 pub const KEY_MAX_BYTES: usize = 512;
+
+/// The keys that a rule may have; as many as the session protocol takes for one request.
+pub const KEYS_MAX: usize = 16;

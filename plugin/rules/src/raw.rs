@@ -3,11 +3,36 @@
 use crate::faults::{FaultList, Located};
 use crate::json::{Fields, Json};
 
-const OPTIONS: [&str; 7] = ["key", "wait", "hold", "lock_delay", "on_lost", "on_host_unavailable", "name"];
-const OBJECT_FIELDS: [&str; 8] =
-    ["name", "match", "key", "wait", "hold", "lock_delay", "on_lost", "on_host_unavailable"];
+const OPTIONS: [&str; 11] = [
+    "key",
+    "mode",
+    "wait",
+    "queue",
+    "fail_fast",
+    "hold",
+    "lock_delay",
+    "reentrant",
+    "on_lost",
+    "on_host_unavailable",
+    "name",
+];
+const OBJECT_FIELDS: [&str; 13] = [
+    "name",
+    "match",
+    "key",
+    "keys",
+    "mode",
+    "wait",
+    "queue",
+    "fail_fast",
+    "hold",
+    "lock_delay",
+    "reentrant",
+    "on_lost",
+    "on_host_unavailable",
+];
 const MATCH_FIELDS: [&str; 3] = ["host", "methods", "path"];
-const LINE_FORM: &str = "METHOD[,METHOD...] [HOST]/PATH key=TEMPLATE [OPTION=VALUE...]";
+const LINE_FORM: &str = "METHOD[,METHOD...] [HOST]/PATH key=TEMPLATE[,TEMPLATE...] [OPTION=VALUE...]";
 
 /// A rule's texts, not looked into yet. What must be there and is not has been told as a fault.
 #[derive(Default)]
@@ -19,11 +44,15 @@ pub(crate) struct RawRule<'a> {
     pub(crate) host: Option<Located<'a>>,
     pub(crate) methods: Option<Vec<Located<'a>>>,
     pub(crate) path: Option<Located<'a>>,
-    pub(crate) key: Option<Located<'a>>,
+    pub(crate) keys: Option<Vec<Located<'a>>>,
+    pub(crate) modes: Option<Vec<Located<'a>>>,
     pub(crate) name: Option<Located<'a>>,
     pub(crate) wait: Option<Located<'a>>,
+    pub(crate) queue: Option<Located<'a>>,
+    pub(crate) fail_fast: Option<Located<'a>>,
     pub(crate) hold: Option<Located<'a>>,
     pub(crate) lock_delay: Option<Located<'a>>,
+    pub(crate) reentrant: Option<Located<'a>>,
     pub(crate) on_lost: Option<Located<'a>>,
     pub(crate) on_host_unavailable: Option<Located<'a>>,
 }
@@ -43,7 +72,7 @@ impl<'a> RawRule<'a> {
         Self { place: place.to_owned(), faults, ..raw }
     }
 
-    /// `METHOD[,METHOD...] [HOST]/PATH key=TEMPLATE [OPTION=VALUE...]`.
+    /// As [`LINE_FORM`] says.
     pub(crate) fn from_line(line: &Located<'a>) -> Self {
         let mut faults = FaultList::default();
         let raw = Self::take_line(line, &mut faults);
@@ -56,7 +85,7 @@ impl<'a> RawRule<'a> {
         let end = line.part(line.text.len(), line.text.len());
         let is_target = |word: &Located<'_>| word.text.contains('/') && !is_option(word.text);
         match words.next_if(|word| !is_target(word)) {
-            Some(methods) => raw.methods = Some(split_methods(&methods)),
+            Some(methods) => raw.methods = Some(split_list(&methods)),
             None => match words.peek() {
                 Some(target) => faults.push(target.fault(0, format!("the methods are missing; expected {LINE_FORM}"))),
                 None => {
@@ -80,7 +109,7 @@ impl<'a> RawRule<'a> {
         for option in words {
             raw.take_option(&option, faults);
         }
-        if raw.key.is_none() {
+        if raw.keys.is_none() {
             faults.push(line.fault(line.text.len(), "the key is missing: expected key=TEMPLATE"));
         }
         raw
@@ -91,21 +120,24 @@ impl<'a> RawRule<'a> {
             return faults
                 .push(option.fault(0, format!("expected OPTION=VALUE, OPTION one of {}", OPTIONS.join(", "))));
         };
-        let slot = match name.text {
-            "key" => &mut self.key,
-            "wait" => &mut self.wait,
-            "hold" => &mut self.hold,
-            "lock_delay" => &mut self.lock_delay,
-            "on_lost" => &mut self.on_lost,
-            "on_host_unavailable" => &mut self.on_host_unavailable,
-            "name" => &mut self.name,
+        let is_new = match name.text {
+            "key" => put(&mut self.keys, split_keys(&value)),
+            "mode" => put(&mut self.modes, split_list(&value)),
+            "wait" => put(&mut self.wait, value),
+            "queue" => put(&mut self.queue, value),
+            "fail_fast" => put(&mut self.fail_fast, value),
+            "hold" => put(&mut self.hold, value),
+            "lock_delay" => put(&mut self.lock_delay, value),
+            "reentrant" => put(&mut self.reentrant, value),
+            "on_lost" => put(&mut self.on_lost, value),
+            "on_host_unavailable" => put(&mut self.on_host_unavailable, value),
+            "name" => put(&mut self.name, value),
             _ => {
                 return faults.push(name.fault(0, format!("unknown option; expected one of {}", OPTIONS.join(", "))));
             }
         };
-        match slot {
-            Some(_) => faults.push(name.fault(0, format!("{} is given twice", name.text))),
-            None => *slot = Some(value),
+        if !is_new {
+            faults.push(name.fault(0, format!("{} is given twice", name.text)));
         }
     }
 
@@ -116,16 +148,40 @@ impl<'a> RawRule<'a> {
             Some(json) => raw.take_match(&fields.place_of("match"), json, faults),
             None => faults.add(fields.place_of("match"), "missing; expected an object with host, methods, path"),
         }
-        if fields.get("key").is_none() {
-            faults.add(fields.place_of("key"), "missing; expected a key template, as in \"account:{id}\"");
-        }
-        raw.key = fields.text("key", faults);
+        raw.take_keys(&fields, faults);
         raw.wait = fields.text("wait", faults);
+        raw.queue = fields.text("queue", faults);
+        raw.fail_fast = fields.text("fail_fast", faults);
         raw.hold = fields.text("hold", faults);
         raw.lock_delay = fields.text("lock_delay", faults);
+        raw.reentrant = fields.text("reentrant", faults);
         raw.on_lost = fields.text("on_lost", faults);
         raw.on_host_unavailable = fields.text("on_host_unavailable", faults);
         raw
+    }
+
+    fn take_keys(&mut self, fields: &Fields<'a>, faults: &mut FaultList) {
+        match (fields.get("key"), fields.get("keys")) {
+            (None, None) => {
+                faults.add(fields.place_of("key"), "missing; expected a key template, as in \"account:{id}\"");
+            }
+            (Some(_), None) => self.keys = fields.text("key", faults).map(|key| vec![key]),
+            (Some(_), Some(_)) => faults.add(fields.place_of("keys"), "given beside key; a rule has one of the two"),
+            (None, Some(Json::List(keys))) if !keys.is_empty() => {
+                self.keys = texts_of(&fields.place_of("keys"), keys, faults);
+            }
+            (None, Some(_)) => {
+                let message = "expected a list of key templates, as in [\"account:{from}\", \"account:{to}\"]";
+                faults.add(fields.place_of("keys"), message);
+            }
+        }
+        let mode_place = fields.place_of("mode");
+        match fields.get("mode") {
+            None => {}
+            Some(Json::Text(mode)) => self.modes = Some(vec![Located::new(mode_place, mode)]),
+            Some(Json::List(modes)) if !modes.is_empty() => self.modes = texts_of(&mode_place, modes, faults),
+            Some(_) => faults.add(mode_place, "expected a mode, or a list of modes, one for each key"),
+        }
     }
 
     fn take_match(&mut self, place: &str, json: &'a Json, faults: &mut FaultList) {
@@ -136,7 +192,7 @@ impl<'a> RawRule<'a> {
         let methods_place = fields.place_of("methods");
         match fields.get("methods") {
             Some(Json::List(methods)) if !methods.is_empty() => {
-                self.methods = methods_of(&methods_place, methods, faults);
+                self.methods = texts_of(&methods_place, methods, faults);
             }
             _ => faults.add(methods_place, "expected a list of methods, as in [\"POST\"], or [\"*\"] for every method"),
         }
@@ -147,27 +203,53 @@ impl<'a> RawRule<'a> {
     }
 }
 
-fn methods_of<'a>(place: &str, methods: &'a [Json], faults: &mut FaultList) -> Option<Vec<Located<'a>>> {
+/// Fills an option that was not given before.
+fn put<T>(slot: &mut Option<T>, value: T) -> bool {
+    let is_new = slot.is_none();
+    slot.get_or_insert(value);
+    is_new
+}
+
+/// The strings of a list, each at its own place.
+fn texts_of<'a>(place: &str, items: &'a [Json], faults: &mut FaultList) -> Option<Vec<Located<'a>>> {
     let mut located = Vec::new();
-    for (index, method) in methods.iter().enumerate() {
+    for (index, item) in items.iter().enumerate() {
         let place = format!("{place}[{index}]");
-        match method {
-            Json::Text(method) => located.push(Located::new(place, method)),
+        match item {
+            Json::Text(text) => located.push(Located::new(place, text)),
             other => faults.add(place, format!("expected a string, found {}", other.kind())),
         }
     }
-    (located.len() == methods.len()).then_some(located)
+    (located.len() == items.len()).then_some(located)
 }
 
-fn split_methods<'a>(methods: &Located<'a>) -> Vec<Located<'a>> {
+/// The parts of a list that commas part.
+fn split_list<'a>(list: &Located<'a>) -> Vec<Located<'a>> {
+    split_at(list, list.text.match_indices(',').map(|(at, _)| at))
+}
+
+/// The key templates of a list. A comma within braces belongs to the name of a query parameter.
+fn split_keys<'a>(list: &Located<'a>) -> Vec<Located<'a>> {
+    let mut commas = Vec::new();
+    let mut at = 0;
+    while let Some(rest) = list.text.get(at..).filter(|rest| !rest.is_empty()) {
+        at += match rest.chars().next() {
+            Some('{') if rest.starts_with("{{") => 2,
+            Some('{') => rest.find('}').map_or(rest.len(), |end| end + 1),
+            Some(',') => {
+                commas.push(at);
+                1
+            }
+            c => c.map_or(1, char::len_utf8),
+        };
+    }
+    split_at(list, commas.into_iter())
+}
+
+fn split_at<'a>(list: &Located<'a>, commas: impl Iterator<Item = usize>) -> Vec<Located<'a>> {
     let mut start = 0;
-    let parts = methods.text.split(',').map(|text| {
-        let end = start + text.len();
-        let method = methods.part(start, end);
-        start = end + 1;
-        method
-    });
-    parts.collect()
+    let ends = commas.chain([list.text.len()]);
+    ends.map(|end| list.part(core::mem::replace(&mut start, end + 1), end)).collect()
 }
 
 /// The words of a line, which spaces and tabs part.

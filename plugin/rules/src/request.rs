@@ -4,10 +4,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::Rule;
+use crate::{LockKeys, Rule};
 
-/// A request, seen through the proxy. Every part is asked for at most once per decision and only if a rule needs it, so
-/// that an implementation may fetch it from the proxy when asked. All are bytes: clients may send any.
+/// A request, seen through the proxy. Every part is asked for only if a rule needs it, and once per decision (a header
+/// once for each place that it has in the keys), so that an implementation may fetch it from the proxy when asked. All
+/// are bytes: clients may send any.
 pub trait RequestView {
     /// The method (`:method`).
     fn method(&self) -> Cow<'_, [u8]>;
@@ -38,15 +39,14 @@ pub enum HeaderValues<'v> {
 pub enum Decision<'r> {
     /// No rule matches: let it pass.
     Unguarded,
-    /// A rule matches: the request needs this lock.
+    /// A rule matches: the request needs these locks, all of them at once.
     Guarded {
         /// The rule.
         rule: &'r Arc<Rule>,
-        /// The full lock key as it goes over the wire, `namespace/key`: visible ASCII, at most
-        /// [`KEY_MAX_BYTES`](crate::KEY_MAX_BYTES) bytes.
-        key: String,
+        /// The keys as they go over the wire.
+        keys: LockKeys,
     },
-    /// A rule matches, or would match in some upstream's reading of the path, but the key is not beyond doubt: answer
+    /// A rule matches, or would match in some upstream's reading of the path, but a key is not beyond doubt: answer
     /// with status 400 (`application/problem+json`).
     Refused {
         /// The rule.

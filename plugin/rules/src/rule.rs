@@ -1,10 +1,14 @@
 //! A rule: what it guards, and how its lock is held.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
+use crate::KEYS_MAX;
 use crate::duration::{self, Bounds};
 use crate::faults::{Fault, FaultList, Located};
 use crate::host::HostPattern;
+use crate::mode::Mode;
+use crate::number;
 use crate::raw::RawRule;
 use crate::template::{self, KeyTemplate, PathTemplate};
 
@@ -15,8 +19,11 @@ const HOLD: (Duration, Bounds) =
 const LOCK_DELAY: (Duration, Bounds) =
     (Duration::from_secs(15), Bounds { zero: true, max: Duration::from_secs(3_600), max_text: "1h" });
 
+/// The largest `queue`.
+const QUEUE_MAX: u32 = 1_000_000;
 /// The longest configured name, in bytes.
 const NAME_MAX_BYTES: usize = 128;
+const ON_OFF: [(&str, bool); 2] = [("on", true), ("off", false)];
 /// The longest method, in bytes.
 const METHOD_MAX_BYTES: usize = 32;
 
@@ -25,11 +32,22 @@ const METHOD_MAX_BYTES: usize = 32;
 pub struct Rule {
     name: String,
     wait: Duration,
+    queue: Option<NonZeroU32>,
+    fail_fast: bool,
     hold: Duration,
     lock_delay: Duration,
+    reentrant: bool,
     on_lost: OnLost,
     on_host_unavailable: OnHostUnavailable,
-    pub(crate) key: KeyTemplate,
+    /// 1 to [`KEYS_MAX`].
+    pub(crate) keys: Vec<RuleKey>,
+}
+
+/// One key of a rule.
+#[derive(Debug)]
+pub(crate) struct RuleKey {
+    pub(crate) template: KeyTemplate,
+    pub(crate) mode: Mode,
 }
 
 /// What happens to a request whose lock is lost while the upstream works.
@@ -64,6 +82,17 @@ impl Rule {
         self.wait
     }
 
+    /// A request is rejected at once if so many wait for one of its keys already; `None` for the host's own limit. At
+    /// most a million.
+    pub fn queue(&self) -> Option<NonZeroU32> {
+        self.queue
+    }
+
+    /// Whether a request is rejected at once when its turn is not to be expected within the wait.
+    pub fn fail_fast(&self) -> bool {
+        self.fail_fast
+    }
+
     /// The longest hold: above zero, at most 1 hour.
     pub fn hold(&self) -> Duration {
         self.hold
@@ -72,6 +101,11 @@ impl Rule {
     /// Quarantine of the key after a hold that ended uncleanly, at most 1 hour.
     pub fn lock_delay(&self) -> Duration {
         self.lock_delay
+    }
+
+    /// Whether requests that bring the holder secret of a live hold join it, instead of waiting for it.
+    pub fn reentrant(&self) -> bool {
+        self.reentrant
     }
 
     /// What happens when the lock is lost.
@@ -108,7 +142,8 @@ pub(crate) fn parse(raw: &RawRule<'_>, faults: &mut FaultList) -> Option<(Match,
     };
     let methods = raw.methods.as_ref().and_then(|sources| parse_methods(sources, faults));
     let path = raw.path.as_ref().and_then(|source| PathTemplate::parse(source, faults));
-    let key = raw.key.as_ref().and_then(|source| KeyTemplate::parse(source, path.as_ref(), faults));
+    let keys = raw.keys.as_ref().and_then(|sources| parse_keys(sources, path.as_ref(), faults));
+    let modes = parse_modes(raw, faults);
     let mut duration = |source: &Option<Located<'_>>, (default, bounds): (Duration, Bounds)| match source {
         Some(source) => faults.keep(duration::parse(source, bounds)),
         None => Some(default),
@@ -116,6 +151,10 @@ pub(crate) fn parse(raw: &RawRule<'_>, faults: &mut FaultList) -> Option<(Match,
     let wait = duration(&raw.wait, WAIT);
     let hold = duration(&raw.hold, HOLD);
     let lock_delay = duration(&raw.lock_delay, LOCK_DELAY);
+    let queue = raw.queue.as_ref().map(|source| number::parse(source, QUEUE_MAX)).transpose();
+    let queue = faults.keep(queue);
+    let fail_fast = faults.keep(choice(&raw.fail_fast, ON_OFF));
+    let reentrant = faults.keep(choice(&raw.reentrant, ON_OFF));
     let on_lost = choice(&raw.on_lost, [("abort", OnLost::Abort), ("continue", OnLost::Continue)]);
     let on_lost = faults.keep(on_lost);
     let choices = [("deny", OnHostUnavailable::Deny), ("allow", OnHostUnavailable::Allow)];
@@ -124,17 +163,59 @@ pub(crate) fn parse(raw: &RawRule<'_>, faults: &mut FaultList) -> Option<(Match,
         Some(source) => faults.keep(parse_name(source)),
         None => Some(default_name(raw)),
     };
+    // One mode is for all keys.
+    let keys = keys?.into_iter().zip(modes?.into_iter().cycle());
     let matched = Match { host: host?, methods: methods?, path: path? };
     let rule = Rule {
         name: name?,
         wait: wait?,
+        queue: queue?,
+        fail_fast: fail_fast?,
         hold: hold?,
         lock_delay: lock_delay?,
+        reentrant: reentrant?,
         on_lost: on_lost?,
         on_host_unavailable: on_host_unavailable?,
-        key: key?,
+        keys: keys.map(|(template, mode)| RuleKey { template, mode }).collect(),
     };
     Some((matched, rule))
+}
+
+fn parse_keys(
+    sources: &[Located<'_>],
+    path: Option<&PathTemplate>,
+    faults: &mut FaultList,
+) -> Option<Vec<KeyTemplate>> {
+    if let Some(surplus) = sources.get(KEYS_MAX) {
+        faults.push(surplus.fault(0, format!("a rule has at most {KEYS_MAX} keys")));
+        return None;
+    }
+    let mut keys: Vec<KeyTemplate> = Vec::new();
+    for source in sources {
+        let Some(key) = KeyTemplate::parse(source, path, faults) else { continue };
+        // Without a good path template, all its parameters look alike.
+        if path.is_some() && keys.contains(&key) {
+            faults.push(source.fault(0, "this key is there twice"));
+        } else {
+            keys.push(key);
+        }
+    }
+    (keys.len() == sources.len()).then_some(keys)
+}
+
+/// One mode for all keys, or one for each.
+fn parse_modes(raw: &RawRule<'_>, faults: &mut FaultList) -> Option<Vec<Mode>> {
+    let Some(sources) = &raw.modes else { return Some(vec![Mode::default()]) };
+    let keys = raw.keys.as_ref().map(Vec::len);
+    let modes: Vec<Mode> = sources.iter().filter_map(|source| faults.keep(Mode::parse(source))).collect();
+    if let ([first, _, ..], Some(keys)) = (sources.as_slice(), keys)
+        && sources.len() != keys
+    {
+        let message = format!("{} modes for {keys} keys; expected one for all, or one for each", sources.len());
+        faults.push(first.fault(0, message));
+        return None;
+    }
+    (modes.len() == sources.len()).then_some(modes)
 }
 
 fn parse_methods(sources: &[Located<'_>], faults: &mut FaultList) -> Option<Methods> {

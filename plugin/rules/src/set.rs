@@ -6,13 +6,14 @@ use std::sync::Arc;
 use crate::KEY_MAX_BYTES;
 use crate::faults::FaultList;
 use crate::host::host_of;
+use crate::keys::LockKeys;
 use crate::query;
 use crate::raw::RawRule;
 use crate::request::{Decision, KeyPart, RequestFault, RequestView};
 use crate::routes::{Found, Routes};
 use crate::rule::{self, Match, Rule};
 use crate::spelling::{self, AMBIGUOUS_MAX_BYTES, Spelling};
-use crate::template::Piece;
+use crate::template::{KeyTemplate, Piece};
 
 /// The most rules of one set.
 const RULES_MAX: usize = 1_000;
@@ -70,35 +71,53 @@ impl RuleSet {
         let Some(rule) = self.rules.get(found.rule) else {
             return Decision::Unguarded;
         };
-        match self.key(rule, found, target, request) {
-            Ok(key) => Decision::Guarded { rule, key },
+        match self.keys(rule, found, target, request) {
+            Ok(keys) => Decision::Guarded { rule, keys },
             Err(fault) => Decision::Refused { rule, fault },
         }
     }
 
-    fn key(
+    fn keys(
         &self,
         rule: &Rule,
         found: &Found<'_>,
         target: &[u8],
         request: &impl RequestView,
-    ) -> Result<String, RequestFault> {
+    ) -> Result<LockKeys, RequestFault> {
         let captured: usize = found.captures.iter().map(|value| value.len()).sum();
-        let mut key = String::with_capacity(self.namespace.len() + 1 + rule.key.literal_len() + captured);
+        let fixed: usize = rule.keys.iter().map(|key| self.fixed_len(&key.template) + 1).sum();
+        let mut keys = LockKeys::with_capacity(fixed + captured);
+        for key in &rule.keys {
+            keys.push(key.mode, |text| self.push_key(&key.template, found, target, request, text))?;
+        }
+        Ok(keys)
+    }
+
+    fn push_key(
+        &self,
+        template: &KeyTemplate,
+        found: &Found<'_>,
+        target: &[u8],
+        request: &impl RequestView,
+        key: &mut String,
+    ) -> Result<(), RequestFault> {
         key.push_str(&self.namespace);
         key.push('/');
-        for piece in &rule.key.pieces {
+        for piece in &template.pieces {
             match piece {
                 Piece::Literal(text) => key.push_str(text),
                 // The path is in canonical form already, and so are its parts.
                 Piece::Path(index) => key.push_str(found.captures.get(*index).copied().unwrap_or_default()),
-                Piece::Part(KeyPart::Query(name)) => {
-                    query::push_parameter(spelling::query_of(target), name, &mut key)?;
-                }
-                Piece::Part(KeyPart::Header(name)) => query::push_header(request.header(name), name, &mut key)?,
+                Piece::Part(KeyPart::Query(name)) => query::push_parameter(spelling::query_of(target), name, key)?,
+                Piece::Part(KeyPart::Header(name)) => query::push_header(request.header(name), name, key)?,
             }
         }
-        if key.len() > KEY_MAX_BYTES { Err(RequestFault::KeyTooLong) } else { Ok(key) }
+        Ok(())
+    }
+
+    /// What a key has of bytes before any value, the namespace included.
+    fn fixed_len(&self, template: &KeyTemplate) -> usize {
+        self.namespace.len() + 1 + template.literal_len()
     }
 
     /// Puts rules together; those with faults are left out.
@@ -135,9 +154,9 @@ impl RuleSet {
         } else if let Some(earlier) = self.rules.iter().position(|earlier| earlier.name() == rule.name()) {
             faults.add(place, format!("has the same name as {}; names are unique", named(earlier)));
         }
-        let literals = self.namespace.len() + 1 + rule.key.literal_len();
-        if literals > KEY_MAX_BYTES {
-            let message = format!("its keys have {literals} bytes before any value; at most {KEY_MAX_BYTES}");
+        let longest = rule.keys.iter().map(|key| self.fixed_len(&key.template)).max().unwrap_or_default();
+        if longest > KEY_MAX_BYTES {
+            let message = format!("its keys have {longest} bytes before any value; at most {KEY_MAX_BYTES}");
             faults.add(place, message);
         }
         self.rules.push(Arc::new(rule));

@@ -26,7 +26,7 @@ pub(crate) enum Segment {
 }
 
 /// A key template: literals, and the parts of the request between them.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct KeyTemplate {
     pub(crate) pieces: Vec<Piece>,
 }
@@ -185,7 +185,7 @@ impl KeyParser<'_, '_> {
             },
             '}' => (1, Err(self.source.fault(at, "'}' closes nothing; a literal brace is doubled: '}}'"))),
             // The full keys of a request go to the upstream as one comma-separated list.
-            ',' => (1, Err(self.source.fault(at, "a key has no commas"))),
+            ',' => (1, Err(self.source.fault(at, "a key has no commas; several keys are a list, \"keys\": [...]"))),
             c if c.is_ascii_graphic() => {
                 self.literal.push(c);
                 (1, Ok(()))

@@ -50,7 +50,7 @@ fn all_faults_are_told_together() {
 
 #[test]
 fn faults_of_lines() {
-    let form = "expected METHOD[,METHOD...] [HOST]/PATH key=TEMPLATE [OPTION=VALUE...]";
+    let form = "expected METHOD[,METHOD...] [HOST]/PATH key=TEMPLATE[,TEMPLATE...] [OPTION=VALUE...]";
     check("", "", &format!("an empty rule; {form}"));
     check("  ", "", &format!("an empty rule; {form}"));
     check("/a key=a", "/a", &format!("the methods are missing; {form}"));
@@ -66,9 +66,11 @@ fn faults_of_lines() {
     check("POST,PUT,POST /a key=a", "POST", "the method POST is there twice");
     check("POST,* /a key=a", "*", "'*' is every method and stands alone");
     check("POST /a key=a key=b", "key=b", "key is given twice");
-    let options = "key, wait, hold, lock_delay, on_lost, on_host_unavailable, name";
+    let options = "key, mode, wait, queue, fail_fast, hold, lock_delay, reentrant, on_lost, on_host_unavailable, name";
     check("POST /a key=a shared", "shared", &format!("expected OPTION=VALUE, OPTION one of {options}"));
-    check("POST /a key=a mode=shared", "mode=shared", &format!("unknown option; expected one of {options}"));
+    check("POST /a key=a color=red", "color=red", &format!("unknown option; expected one of {options}"));
+    // An object's field, and no option of a line.
+    check("POST /a keys=a key=a", "keys=a", &format!("unknown option; expected one of {options}"));
     check("POST /a key=a on_lost=cry", "cry", "expected abort or continue");
     check("POST /a key=a on_host_unavailable=", "", "expected deny or allow");
     let name = "a name has 1 to 128 characters, none of the outer ones a space";
@@ -124,10 +126,13 @@ fn faults_of_path_templates() {
 
 #[test]
 fn faults_of_key_templates() {
-    check("POST /a key=", "", "a key template must not be empty");
-    check("POST /a key=a,b", ",b", "a key has no commas");
+    for (line, at) in [("key=", ""), ("key=a,", ""), ("key=,a", ",a"), ("key=a,,b", ",b")] {
+        check(&format!("POST /a {line}"), at, "a key template must not be empty");
+    }
+    check("POST /{x} key=a,{x},b,{x} mode=shared", "{x}", "this key is there twice");
     check("POST /a key=é", "é", "a key has only visible ASCII characters and no spaces");
     check("POST /a key={id", "{id", "'{' is not closed; a literal brace is doubled: '{{'");
+    check("POST /a key=a,{id,b", "{id,b", "'{' is not closed; a literal brace is doubled: '{{'");
     check("POST /a key=id}", "}", "'}' closes nothing; a literal brace is doubled: '}}'");
     let available = "available: {query.NAME}, {header.NAME}";
     check("POST /a key={id}", "{id}", &format!("there is no {{id}} here; {available}"));
@@ -151,6 +156,82 @@ fn faults_of_key_templates() {
     let config = json!({ "cluster": "c", "rules": [format!("POST /a key={long}")] }).to_string();
     let faults = FilterConfig::parse(config.as_bytes()).expect_err("too long").to_string();
     assert_eq!(faults, "rules[0]: its keys have 513 bytes before any value; at most 512");
+}
+
+#[test]
+fn faults_of_modes() {
+    let mode = "expected exclusive, shared or limit:N";
+    check("POST /a key=a mode=", "", mode);
+    check("POST /a key=a mode=Shared", "Shared", mode);
+    check("POST /a key=a mode=limit", "limit", mode);
+    check("POST /a key=a mode=shared:2", "shared:2", mode);
+    check("POST /a key=a,b mode=shared,", "", mode);
+    let limit = "expected a whole number from 1 to 65535";
+    for number in ["", "0", "65536", "+4", "-1", "4.5", "x", "99999999999999999999"] {
+        check(&format!("POST /a key=a mode=limit:{number}"), number, limit);
+    }
+    check("POST /a key=a,b mode=shared,limit:0", "0", limit);
+    let count = |modes, keys| format!("{modes} modes for {keys} keys; expected one for all, or one for each");
+    check("POST /a key=a mode=shared,shared", "shared,shared", &count(2, 1));
+    check("POST /a key=a,b,c mode=shared,shared", "shared,shared", &count(2, 3));
+    check("POST /a key=a,b mode=shared,shared,shared", "shared,shared,shared", &count(3, 2));
+    check("POST /a key=a mode=shared mode=shared", "mode=shared", "mode is given twice");
+}
+
+#[test]
+fn faults_of_numbers_and_switches() {
+    let queue = "expected a whole number from 1 to 1000000";
+    for number in ["", "0", "1000001", "1e3", "+5", "5s", "99999999999999999999"] {
+        check(&format!("POST /a key=a queue={number}"), number, queue);
+    }
+    for option in ["fail_fast", "reentrant"] {
+        for value in ["", "yes", "true", "ON", "1"] {
+            check(&format!("POST /a key=a {option}={value}"), value, "expected on or off");
+        }
+    }
+}
+
+/// The keys and modes of an object: every fault at the entry that has it.
+#[test]
+fn faults_of_lists() {
+    let check = |more: Value, expected: &str| {
+        let mut rule = json!({ "match": { "methods": ["POST"], "path": "/a" } });
+        rule.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        assert_eq!(faults_of(json!([rule])), expected, "{rule}");
+    };
+    check(
+        json!({ "key": "a,b" }),
+        "rules[0].key, column 2: a key has no commas; several keys are a list, \"keys\": [...]\n    a,b\n     ^",
+    );
+    check(
+        json!({ "keys": ["a", "b,", "{c}", 7], "mode": ["shared", false, "limit:x"] }),
+        "rules[0].keys[3]: expected a string, found a number\nrules[0].mode[1]: expected a string, found a boolean",
+    );
+    check(
+        json!({ "keys": ["a", "{c}", "{d", ""], "mode": ["shared", "limit:x"], "queue": "many", "fail_fast": "of" }),
+        "rules[0].keys[1], column 1: there is no {c} here; available: {query.NAME}, {header.NAME}\n    {c}\n    ^\n\
+         rules[0].keys[2], column 1: '{' is not closed; a literal brace is doubled: '{{'\n    {d\n    ^\n\
+         rules[0].keys[3], column 1: a key template must not be empty\n    \n    ^\n\
+         rules[0].mode[1], column 7: expected a whole number from 1 to 65535\n    limit:x\n          ^\n\
+         rules[0].mode[0], column 1: 2 modes for 4 keys; expected one for all, or one for each\n    shared\n    ^\n\
+         rules[0].queue, column 1: expected a whole number from 1 to 1000000\n    many\n    ^\n\
+         rules[0].fail_fast, column 1: expected on or off\n    of\n    ^",
+    );
+    let keys = "rules[0].keys: expected a list of key templates, as in [\"account:{from}\", \"account:{to}\"]";
+    check(json!({ "keys": [] }), keys);
+    check(json!({ "keys": "a,b" }), keys);
+    check(json!({ "key": "a", "keys": ["b"] }), "rules[0].keys: given beside key; a rule has one of the two");
+    let mode = "rules[0].mode: expected a mode, or a list of modes, one for each key";
+    check(json!({ "key": "a", "mode": [] }), mode);
+    check(json!({ "key": "a", "mode": { "limit": 4 } }), mode);
+    check(
+        json!({ "key": "a", "mode": "shared,shared" }),
+        "rules[0].mode, column 1: expected exclusive, shared or limit:N\n    shared,shared\n    ^",
+    );
+    check(
+        json!({ "key": "a", "queue": 5, "reentrant": true }),
+        "rules[0].queue: expected a string, found a number\nrules[0].reentrant: expected a string, found a boolean",
+    );
 }
 
 #[test]

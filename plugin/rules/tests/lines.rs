@@ -67,6 +67,20 @@ fn defaults_and_options() {
 }
 
 #[test]
+fn bounds_and_re_entrancy() {
+    let check = |options: &str, expected: (Option<u32>, bool, bool)| {
+        let config = parse(&json!(format!("POST /a key=a {options}")));
+        let rule = &config.rules.rules()[0];
+        let queue = rule.queue().map(std::num::NonZeroU32::get);
+        assert_eq!((queue, rule.fail_fast(), rule.reentrant()), expected, "{options}");
+    };
+    check("", (None, false, false));
+    check("queue=1 fail_fast=on reentrant=on", (Some(1), true, true));
+    check("reentrant=off fail_fast=off queue=1000000", (Some(1_000_000), false, false));
+    check("reentrant=on", (None, false, true));
+}
+
+#[test]
 fn the_document_around_the_rules() {
     let config = parse(&json!("POST /a key=a"));
     assert_eq!((config.cluster.as_str(), config.namespace.as_str()), ("turnstile_host", "default"));
@@ -75,8 +89,8 @@ fn the_document_around_the_rules() {
     assert_eq!((config.cluster.as_str(), config.namespace.as_str()), ("other", "ns-1"));
     let request = common::Request::new("POST /a");
     match config.rules.decide(&request) {
-        turnstile_rules::Decision::Guarded { rule, key } => {
-            assert_eq!((rule.name(), key.as_str()), ("POST /a", "ns-1/a"))
+        turnstile_rules::Decision::Guarded { rule, keys } => {
+            assert_eq!((rule.name(), keys.text()), ("POST /a", "ns-1/a"))
         }
         other => panic!("{other:?}"),
     }
@@ -92,9 +106,9 @@ fn the_reference_is_right() {
     let block =
         |language: &str| docs.split(&format!("```{language}\n")).nth(1).and_then(|rest| rest.split("```").next());
     let (form, lines) = block("text").and_then(|text| text.split_once("\n\n")).expect("a block of lines");
-    assert_eq!(form, "METHOD[,METHOD...] [HOST]/PATH key=TEMPLATE [OPTION=VALUE...]");
+    assert_eq!(form, "METHOD[,METHOD...] [HOST]/PATH key=TEMPLATE[,TEMPLATE...] [OPTION=VALUE...]");
     let rules = turnstile_rules::parse_rules_file(lines).unwrap_or_else(|faults| panic!("{faults}"));
-    assert_eq!(rules.len(), 4);
+    assert_eq!(rules.len(), 6);
     let object: Value = serde_json::from_str(block("json").expect("a block of JSON")).expect("JSON");
     check(
         object,

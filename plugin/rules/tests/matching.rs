@@ -225,9 +225,9 @@ fn keys_are_bounded() {
     for (len, is_guarded) in [(longest, true), (longest + 1, false)] {
         let request = Request::raw("POST", "", format!("/a/{}", "x".repeat(len)));
         match rules.decide(&request) {
-            Decision::Guarded { key, .. } => {
+            Decision::Guarded { keys, .. } => {
                 assert!(is_guarded, "{len}");
-                assert_eq!(key.len(), turnstile_rules::KEY_MAX_BYTES);
+                assert_eq!(keys.text().len(), turnstile_rules::KEY_MAX_BYTES);
             }
             Decision::Refused { fault, .. } => assert_eq!((fault, is_guarded), (RequestFault::KeyTooLong, false)),
             Decision::Unguarded => panic!("{len} bytes slipped past"),

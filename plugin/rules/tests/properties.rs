@@ -4,9 +4,9 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use common::{Request, rules};
+use common::{Request, outcome, rules};
 use proptest::prelude::*;
 use turnstile_rules::{Decision, RuleSet};
 
@@ -18,13 +18,14 @@ fn some_rules() -> RuleSet {
         "POST /t/{*rest} key=tail:{rest}",
         "* h.example.com/a/{*rest} key=host:{rest}",
         "GET /q/{x} key=q:{x}:{query.id}:{header.x-h}",
+        "POST /q/{x} key=q:{x},q:{query.id},t:{header.x-h} mode=shared",
     ])
 }
 
 fn key_of(rules: &RuleSet, request: &Request) -> Option<Result<String, String>> {
     match rules.decide(request) {
         Decision::Unguarded => None,
-        Decision::Guarded { key, .. } => Some(Ok(key)),
+        Decision::Guarded { keys, .. } => Some(Ok(keys.into_text())),
         Decision::Refused { fault, .. } => Some(Err(fault.to_string())),
     }
 }
@@ -178,10 +179,42 @@ proptest! {
 
     #[test]
     fn no_request_makes_it_panic_and_every_key_is_one(request in any_request()) {
-        if let Some(Ok(key)) = key_of(&some_rules(), &request) {
-            let key = turnstile_core::LockKey::parse(&key);
-            prop_assert!(key.is_ok(), "{key:?}");
+        let rules = some_rules();
+        if let Decision::Guarded { keys, .. } = rules.decide(&request) {
+            let all: BTreeSet<&str> = keys.iter().map(|(key, _)| key).collect();
+            prop_assert_eq!(all.len(), keys.iter().count(), "{:?}", keys);
+            for key in all {
+                prop_assert!(turnstile_core::LockKey::parse(key).is_ok(), "{key}");
+            }
         }
+    }
+
+    /// However a transfer is spelled, it needs the keys of both accounts, or of the one that is both; or it is refused.
+    #[test]
+    fn several_keys_are_the_same_in_every_spelling(
+        from in value(),
+        to in value(),
+        to_itself in any::<bool>(),
+        how in respellings(),
+        upper in proptest::collection::vec(any::<bool>(), 1..6),
+    ) {
+        let line = "POST /accounts/{from}/transfer key=account:{from},account:{query.to} mode=shared,limit:4";
+        let rules = rules(&[line]);
+        let to = if to_itself { from.clone() } else { to };
+        let request = |path: &[Option<Respelling>], query: &[bool]| {
+            let escapes: Vec<_> = query.iter().map(|&upper| Some(Respelling::Escape(upper))).collect();
+            let mut target = b"/accounts/".to_vec();
+            target.extend(spell(&from, path));
+            target.extend(b"/transfer?to=");
+            target.extend(spell(&to, &escapes));
+            Request::raw("POST", "", target)
+        };
+        let expected = outcome(&rules, &request(&[], &[true]));
+        let mode = |key: &'_ str| key.split_once(' ').map_or("", |(_, mode)| mode).to_owned();
+        let modes: Vec<String> = expected.split(',').map(mode).collect();
+        prop_assert_eq!(modes, if from == to { vec![""] } else { vec!["shared", "limit:4"] }, "{}", &expected);
+        let found = outcome(&rules, &request(&how, &upper));
+        prop_assert!(found == expected || found.starts_with("! "), "{found} instead of {expected}");
     }
 
     /// A respelled request has the same key or is refused. Never unguarded, never another key.

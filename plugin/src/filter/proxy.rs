@@ -9,7 +9,7 @@ use turnstile_protocol::headers;
 use turnstile_rules::{HeaderValues, RequestView};
 
 use crate::reply::{GrpcStatus, MEDIA_TYPE, Reply};
-use crate::session::RequestRef;
+use crate::session::{Granted, RequestRef};
 
 /// Headers that upstreams trust, and that only the filter may set.
 pub(super) const OURS: [&str; 3] = [headers::TOKEN, headers::KEY, headers::HOLDER];
@@ -18,7 +18,11 @@ const WHO_PATH_BYTES: usize = 256;
 
 /// What to do to a request that is not the one whose callback this is.
 pub(super) enum Deed {
-    Admit { token: u64, key: String },
+    /// `keys`: all of them, joined by commas.
+    Admit {
+        granted: Granted,
+        keys: String,
+    },
     Bypass,
     Reply(Reply, Dialect),
     Reset,
@@ -37,12 +41,7 @@ impl Deed {
             return;
         }
         let done = match self {
-            Self::Admit { token, key } => {
-                let token = token.to_string();
-                set_header(headers::TOKEN, token.as_bytes())
-                    .and_then(|()| set_header(headers::KEY, key.as_bytes()))
-                    .and_then(|()| hostcalls::resume_http_request())
-            }
+            Self::Admit { granted, keys } => admit(&granted, &keys),
             Self::Bypass => {
                 strip(&OURS);
                 hostcalls::resume_http_request()
@@ -54,6 +53,16 @@ impl Deed {
             log::error!("the proxy refused to go on with a request: {status:?}");
         }
     }
+}
+
+/// Lets the request of the effective context through. Without its headers it stays where it is.
+fn admit(granted: &Granted, keys: &str) -> Result<(), Status> {
+    set_header(headers::TOKEN, granted.tokens.text().as_bytes())?;
+    set_header(headers::KEY, keys.as_bytes())?;
+    if let Some(secret) = granted.kin.secret() {
+        set_header(headers::HOLDER, secret.to_string().as_bytes())?;
+    }
+    hostcalls::resume_http_request()
 }
 
 /// The request of this callback, as the rules see it. What is read once is kept.
@@ -77,9 +86,7 @@ impl RequestView for View {
     }
 
     fn header(&self, name: &str) -> HeaderValues<'_> {
-        // The call for one header tells the first of several; the attribute has all of them, joined by commas.
-        property(&["request", "headers", name])
-            .map_or(HeaderValues::Absent, |value| HeaderValues::One(Cow::Owned(value)))
+        all_values(name).map_or(HeaderValues::Absent, |value| HeaderValues::One(Cow::Owned(value)))
     }
 }
 
@@ -92,6 +99,11 @@ impl View {
         } else {
             Dialect::Http
         }
+    }
+
+    /// What the client sent for a holder secret, if anything. An empty header has no values to tell.
+    pub(super) fn holder(&self) -> Option<Vec<u8>> {
+        header(headers::HOLDER).map(|_| all_values(headers::HOLDER).unwrap_or_default())
     }
 
     /// The path without its query, which is nobody's business.
@@ -123,6 +135,11 @@ fn header(name: &str) -> Option<Vec<u8>> {
     hostcalls::get_map_value_bytes(MapType::HttpRequestHeaders, name).ok().flatten()
 }
 
+/// The values of a header, joined by commas. The call for one header tells the first of several only.
+fn all_values(name: &str) -> Option<Vec<u8>> {
+    property(&["request", "headers", name])
+}
+
 pub(super) fn property(path: &[&str]) -> Option<Vec<u8>> {
     hostcalls::get_property(path.to_vec()).ok().flatten()
 }
@@ -146,6 +163,7 @@ fn send(reply: &Reply, dialect: Dialect) -> Result<(), Status> {
         let metadata = retry_after.iter().map(|value| ("retry-after", value.as_bytes())).collect();
         let status = match reply.grpc_status {
             GrpcStatus::InvalidArgument => GrpcStatusCode::InvalidArgument,
+            GrpcStatus::FailedPrecondition => GrpcStatusCode::FailedPrecondition,
             GrpcStatus::Aborted => GrpcStatusCode::Aborted,
             GrpcStatus::Internal => GrpcStatusCode::Internal,
             GrpcStatus::Unavailable => GrpcStatusCode::Unavailable,

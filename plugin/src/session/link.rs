@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 
+use prost::Message;
 use turnstile_protocol::{VERSION, v1};
 
 use super::farewells::Farewell;
@@ -10,6 +11,8 @@ use crate::clock::Instant;
 
 /// A Hello carries no more waiters than fit; the others ask anew.
 const HELLO_WAITERS_BYTES: usize = turnstile_protocol::MESSAGE_MAX_BYTES / 2;
+/// A waiter in a Hello is preceded by its tag and its length.
+const ITEM_HEAD_BYTES: usize = 4;
 
 /// What there is of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -216,12 +219,13 @@ impl Session {
         let mut bytes = 0;
         let mut left_out = Vec::new();
         for (&id, waiter) in self.waiters.iter_mut().filter(|(_, waiter)| waiter.sent) {
-            bytes += waiter.acquire.keys.iter().map(|key| key.key.len() + 64).sum::<usize>();
+            let acquire = v1::Acquire { wait_ms: waiter.wait_left(now), who: None, ..waiter.acquire.clone() };
+            bytes += acquire.encoded_len() + ITEM_HEAD_BYTES;
             if bytes > HELLO_WAITERS_BYTES {
                 left_out.push(id);
-                continue;
+            } else {
+                waiters.push(acquire);
             }
-            waiters.push(v1::Acquire { wait_ms: waiter.wait_left(now), who: None, ..waiter.acquire.clone() });
         }
         // The host forgets those that are not listed, and takes no number twice.
         let left_out: Vec<Waiter> = left_out.into_iter().filter_map(|id| self.waiters.remove(&id)).collect();

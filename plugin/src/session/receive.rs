@@ -7,7 +7,7 @@ use turnstile_protocol::v1::{self, RejectReason, server_item::Item};
 
 use super::farewells::Farewell;
 use super::link::{Identity, Link};
-use super::{FAREWELLS_MAX, Hold, Loss, MARGIN, Outcome, Rejection, Session, StreamToken, Waiter};
+use super::{FAREWELLS_MAX, Granted, Hold, Loss, MARGIN, Outcome, Rejection, Session, StreamToken, Waiter};
 use crate::clock::Instant;
 
 impl Session {
@@ -79,9 +79,13 @@ impl Session {
             return;
         };
         self.backoff.reset();
-        let token = grant.keys.first().map(|key| key.token);
-        match (promise, token) {
-            (Some(promise), Some(token)) if now < promise => self.begin_hold(now, grant.id, waiter, promise, token),
+        let Some(granted) = Granted::parse(&waiter.acquire, grant) else {
+            // Which locks these are, nobody can tell.
+            self.say_farewell(grant.id, Farewell::Release(v1::Ending::Unsent));
+            return self.reject(waiter.owner, Rejection::Invalid);
+        };
+        match promise {
+            Some(promise) if now < promise => self.begin_hold(now, grant.id, waiter, promise, granted),
             // It spent its validity in a socket.
             _ => {
                 self.ids.remove(&waiter.owner);
@@ -91,14 +95,15 @@ impl Session {
         }
     }
 
-    fn begin_hold(&mut self, now: Instant, id: u64, waiter: Waiter, promise: Instant, token: u64) {
+    fn begin_hold(&mut self, now: Instant, id: u64, waiter: Waiter, promise: Instant, granted: Granted) {
         let owner = waiter.owner;
         let limit = match waiter.acquire.hold_ms {
             0 => Instant::from_micros(u64::MAX),
             hold_ms => now + Duration::from_millis(hold_ms.into()),
         };
-        self.holds.insert(id, Hold { owner, token, promise, limit, lost: false, unused: Some(Box::new(waiter)) });
-        self.outcomes.push_back((owner, Outcome::Granted { token }));
+        let tokens = granted.tokens.clone();
+        self.holds.insert(id, Hold { owner, tokens, promise, limit, lost: false, unused: Some(Box::new(waiter)) });
+        self.outcomes.push_back((owner, Outcome::Granted(granted)));
     }
 
     fn on_reject(&mut self, now: Instant, reject: &v1::Reject) {
@@ -115,10 +120,13 @@ impl Session {
         let rejection = match reject.reason() {
             RejectReason::Conflict => Rejection::Conflict,
             RejectReason::WaitTimeout => Rejection::WaitOver { retry_after },
+            RejectReason::WaitHopeless => Rejection::Hopeless { retry_after },
             RejectReason::QueueFull
             | RejectReason::SessionFull
             | RejectReason::KeysFull
             | RejectReason::TokensExhausted => Rejection::Busy { retry_after },
+            RejectReason::NoSuchHold => Rejection::NoSuchHold,
+            RejectReason::Upgrade => Rejection::Upgrade,
             // Also a reason that only a newer host knows: it is there, and refuses, so `allow` must not let through.
             RejectReason::Invalid | RejectReason::Unsupported | RejectReason::Unspecified => Rejection::Invalid,
             RejectReason::StoreUnavailable | RejectReason::Draining => Rejection::HostUnavailable,

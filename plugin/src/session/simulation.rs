@@ -15,8 +15,10 @@ use crate::backoff::Jitter;
 const TTL: Duration = Duration::from_secs(2);
 const STEP: Duration = Duration::from_millis(10);
 const WORKERS: usize = 3;
-const KEYS: u64 = 2;
+const KEYS: u64 = 3;
 
+/// What one request wants: one key or two.
+type Keys = Vec<String>;
 type Wire = VecDeque<(Instant, usize, u32, Vec<u8>)>;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -31,7 +33,7 @@ struct Worker {
     frozen_until: Instant,
     next_tick: Instant,
     closed: VecDeque<u32>,
-    requests: BTreeMap<u32, (String, State)>,
+    requests: BTreeMap<u32, (Keys, State)>,
     next_owner: u32,
 }
 
@@ -40,8 +42,8 @@ struct HostSession {
     peer: Option<(usize, u32)>,
     heard: Instant,
     seq: u64,
-    waiters: BTreeMap<u64, (String, Instant)>,
-    holds: BTreeMap<u64, String>,
+    waiters: BTreeMap<u64, (Keys, Instant)>,
+    holds: BTreeMap<u64, Keys>,
 }
 
 /// Grants in the order of arrival, and forgets everything when it restarts.
@@ -157,7 +159,7 @@ impl World {
                 .iter()
                 .filter(acting)
                 .flat_map(|worker| worker.requests.values())
-                .filter(|(held, state)| *held == key && matches!(state, State::Acting { .. }))
+                .filter(|(held, state)| held.contains(&key) && matches!(state, State::Acting { .. }))
                 .count();
             assert!(
                 holders <= 1,
@@ -223,8 +225,8 @@ impl World {
         while let Some((owner, outcome)) = worker.session.poll_outcome() {
             let state = worker.requests.get_mut(&owner.0);
             match (outcome, state) {
-                (Outcome::Granted { token }, Some((_, state @ State::Waiting))) => {
-                    if worker.session.believes(now, owner, token) {
+                (Outcome::Granted(granted), Some((_, state @ State::Waiting))) => {
+                    if worker.session.believes(now, owner, &granted.tokens) {
                         *state = State::Acting { until: now + work };
                     }
                 }
@@ -244,13 +246,17 @@ impl World {
 
     fn act(&mut self, index: usize) {
         if self.chance(15) {
-            let key = format!("default/{}", self.rng.below(KEYS));
+            let first = self.rng.below(KEYS);
+            let others = self.rng.below(2);
+            let keys: Keys = (first..=first + others).map(|key| format!("default/{}", key % KEYS)).collect();
             let wait = Duration::from_millis(self.rng.below(6_000));
             let worker = &mut self.workers[index];
             worker.next_owner += 1;
-            let ask = Ask { key: key.clone(), wait, hold: Duration::from_secs(60), ..Default::default() };
+            let request = |key: &String| v1::KeyRequest { key: key.clone(), ..Default::default() };
+            let wanted = keys.iter().map(request).collect();
+            let ask = Ask { keys: wanted, wait, hold: Duration::from_secs(60), ..Default::default() };
             if worker.session.acquire(self.now, RequestRef(worker.next_owner), ask).is_ok() {
-                worker.requests.insert(worker.next_owner, (key, State::Waiting));
+                worker.requests.insert(worker.next_owner, (keys, State::Waiting));
             }
         }
         if self.chance(60) {
@@ -307,7 +313,7 @@ impl World {
         match item {
             client_item::Item::Acquire(acquire) => {
                 let until = now + Duration::from_millis(acquire.wait_ms.into());
-                session.waiters.insert(acquire.id, (acquire.keys[0].key.clone(), until));
+                session.waiters.insert(acquire.id, (names(acquire.keys), until));
                 self.host.queue.push_back((id, acquire.id));
             }
             client_item::Item::Cancel(v1::Cancel { id }) | client_item::Item::Release(v1::Release { id, .. }) => {
@@ -358,14 +364,14 @@ impl World {
             let waiting: Vec<u64> = resume.waiters.iter().map(|waiter| waiter.id).collect();
             session.waiters.retain(|id, _| waiting.contains(id));
             // Granted, but the grant was lost on the way, or else never acted on.
-            for (&id, _) in session.holds.iter().filter(|(id, _)| waiting.contains(id)) {
-                answers.push(grant(id, hello.heartbeat_seq));
+            for (&id, keys) in session.holds.iter().filter(|(id, _)| waiting.contains(id)) {
+                answers.push(grant(id, keys, hello.heartbeat_seq));
             }
             session.holds.retain(|id, _| waiting.contains(id) || resume.holds.contains(id));
             for waiter in resume.waiters {
                 if !session.holds.contains_key(&waiter.id) && !session.waiters.contains_key(&waiter.id) {
                     let until = self.now + Duration::from_millis(waiter.wait_ms.into());
-                    session.waiters.insert(waiter.id, (waiter.keys[0].key.clone(), until));
+                    session.waiters.insert(waiter.id, (names(waiter.keys), until));
                     self.host.queue.push_back((session_id, waiter.id));
                 }
             }
@@ -400,19 +406,20 @@ impl World {
         let queue = core::mem::take(&mut self.host.queue);
         for (session_id, id) in queue {
             let Some(session) = self.host.sessions.get(&session_id) else { continue };
-            let Some((key, _)) = session.waiters.get(&id).cloned() else { continue };
-            let taken = self.host.sessions.values().any(|other| other.holds.values().any(|held| *held == key));
+            let Some((keys, _)) = session.waiters.get(&id).cloned() else { continue };
+            let mut held = self.host.sessions.values().flat_map(|other| other.holds.values().flatten());
+            let taken = held.any(|held| keys.contains(held));
             let Some(((worker, stream), false)) = session.peer.map(|peer| (peer, taken)) else {
                 self.host.queue.push_back((session_id, id));
                 continue;
             };
-            let seq = session.seq;
+            let item = grant(id, &keys, session.seq);
             if let Some(session) = self.host.sessions.get_mut(&session_id) {
                 session.waiters.remove(&id);
-                session.holds.insert(id, key);
+                session.holds.insert(id, keys);
             }
             self.host.grants += 1;
-            self.reply(worker, stream, grant(id, seq));
+            self.reply(worker, stream, item);
         }
     }
 
@@ -423,8 +430,12 @@ impl World {
     }
 }
 
-fn grant(id: u64, heartbeat_seq: u64) -> v1::ServerItem {
-    let keys = vec![v1::KeyGrant { token: id, barrier: id }];
+fn names(keys: Vec<v1::KeyRequest>) -> Keys {
+    keys.into_iter().map(|key| key.key).collect()
+}
+
+fn grant(id: u64, keys: &Keys, heartbeat_seq: u64) -> v1::ServerItem {
+    let keys = vec![v1::KeyGrant { token: id, barrier: id }; keys.len()];
     v1::Grant { id, keys, heartbeat_seq, valid_ms: valid_ms(), ..Default::default() }.into()
 }
 

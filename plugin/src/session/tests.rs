@@ -1,5 +1,6 @@
 //! The session in virtual time, against a script and against a small model of a host.
 
+mod terms;
 mod trouble;
 
 use core::time::Duration;
@@ -9,6 +10,7 @@ use turnstile_protocol::v1::{self, Ending, client_item, server_item};
 
 use super::*;
 use crate::backoff::Jitter;
+use crate::reentry::Kin;
 
 const TTL_MS: u32 = 4_000;
 const HEARTBEAT_MS: u32 = 1_000;
@@ -49,12 +51,7 @@ impl Bench {
     }
 
     fn try_acquire(&mut self, owner: u32, wait_ms: u64) -> Result<(), Rejection> {
-        let ask = Ask {
-            key: format!("default/key:{owner}"),
-            wait: Duration::from_millis(wait_ms),
-            hold: Duration::from_secs(60),
-            ..Default::default()
-        };
+        let ask = Ask { wait: Duration::from_millis(wait_ms), hold: Duration::from_secs(60), ..ask(owner) };
         self.session.acquire(self.now, RequestRef(owner), ask)
     }
 
@@ -82,7 +79,7 @@ impl Bench {
     }
 
     fn grant(&mut self, id: u64, heartbeat_seq: u64) {
-        let keys = vec![v1::KeyGrant { token: 100 + id, barrier: 100 + id }];
+        let keys = key_grants(&[100 + id]);
         self.say([v1::Grant { id, keys, heartbeat_seq, valid_ms: VALID_MS, ..Default::default() }.into()]);
     }
 
@@ -142,7 +139,7 @@ impl Bench {
     /// Acquires and is granted: returns the number on the wire.
     fn hold(&mut self, owner: u32) -> u64 {
         self.session
-            .acquire(self.now, RequestRef(owner), Ask { wait: Duration::from_secs(5), ..Default::default() })
+            .acquire(self.now, RequestRef(owner), Ask { wait: Duration::from_secs(5), ..ask(owner) })
             .expect("taken on");
         let id = match self.drain().as_slice() {
             [client_item::Item::Acquire(acquire)] => acquire.id,
@@ -150,7 +147,7 @@ impl Bench {
         };
         let seq = self.session.pulse.last_seq();
         self.grant(id, seq);
-        assert_eq!(self.outcomes(), [(owner, Outcome::Granted { token: 100 + id })]);
+        assert_eq!(self.outcomes(), [(owner, granted(100 + id))]);
         assert!(self.believes(owner));
         id
     }
@@ -158,8 +155,9 @@ impl Bench {
     /// Whether the lock that the request was granted last is believed in.
     fn believes(&mut self, owner: u32) -> bool {
         let owner = RequestRef(owner);
-        let token = self.session.ids.get(&owner).and_then(|id| self.session.holds.get(id)).map(|hold| hold.token);
-        token.is_some_and(|token| self.session.believes(self.now, owner, token))
+        let hold = self.session.ids.get(&owner).and_then(|id| self.session.holds.get(id));
+        let tokens = hold.map(|hold| hold.tokens.clone());
+        tokens.is_some_and(|tokens| self.session.believes(self.now, owner, &tokens))
     }
 
     fn break_stream(&mut self) {
@@ -176,6 +174,26 @@ impl Bench {
         }
         panic!("no stream is wanted although one is needed");
     }
+}
+
+/// For a key of its own.
+fn ask(owner: u32) -> Ask {
+    Ask { keys: keys(&[&format!("default/key:{owner}")]), ..Default::default() }
+}
+
+fn keys(names: &[&str]) -> Vec<v1::KeyRequest> {
+    let exclusive = v1::Mode::Exclusive.into();
+    names.iter().map(|&key| v1::KeyRequest { key: key.to_owned(), mode: exclusive, limit: 0 }).collect()
+}
+
+fn key_grants(tokens: &[u64]) -> Vec<v1::KeyGrant> {
+    tokens.iter().map(|&token| v1::KeyGrant { token, barrier: token }).collect()
+}
+
+/// A grant of one key.
+fn granted(token: u64) -> Outcome {
+    let tokens = Tokens::parse(&key_grants(&[token])).expect("there is one");
+    Outcome::Granted(Granted { tokens, kin: Kin::None })
 }
 
 fn release(id: u64, ending: Ending) -> client_item::Item {
@@ -306,10 +324,13 @@ fn rejections_say_why() {
     for (owner, (reason, rejection)) in [
         (v1::RejectReason::Conflict, Rejection::Conflict),
         (v1::RejectReason::WaitTimeout, Rejection::WaitOver { retry_after: None }),
+        (v1::RejectReason::WaitHopeless, Rejection::Hopeless { retry_after: None }),
         (v1::RejectReason::QueueFull, Rejection::Busy { retry_after: None }),
         (v1::RejectReason::SessionFull, Rejection::Busy { retry_after: None }),
         (v1::RejectReason::StoreUnavailable, Rejection::HostUnavailable),
         (v1::RejectReason::TokensExhausted, Rejection::Busy { retry_after: None }),
+        (v1::RejectReason::NoSuchHold, Rejection::NoSuchHold),
+        (v1::RejectReason::Upgrade, Rejection::Upgrade),
         (v1::RejectReason::Invalid, Rejection::Invalid),
     ]
     .into_iter()
@@ -407,7 +428,7 @@ fn a_freeze_between_grant_and_resume_is_found_out() {
     let mut bench = Bench::live();
     bench.acquire(1, 60_000);
     bench.grant(2, 1);
-    assert_eq!(bench.outcomes(), [(1, Outcome::Granted { token: 102 })]);
+    assert_eq!(bench.outcomes(), [(1, granted(102))]);
     bench.freeze(4_000);
     assert!(!bench.believes(1));
     let items = bench.drain();

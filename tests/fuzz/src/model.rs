@@ -244,7 +244,8 @@ impl Model {
                 self.end(holder(*request), Ending::Unsent);
             }
         }
-        self.allowed.rejects = known.iter().filter(|request| !is_waiter(**request)).map(|request| holder(*request)).collect();
+        self.allowed.rejects =
+            known.iter().filter(|request| !is_waiter(**request)).map(|request| holder(*request)).collect();
         let listed = |request: RequestId| is_waiter(request) || resume.holds.contains(&request);
         let held = self.holds.iter().filter(|hold| hold.holder.session == id && hold.over.is_none());
         let held: Vec<(RequestId, bool)> = held.map(|hold| (hold.holder.request, hold.told_lost)).collect();
@@ -380,7 +381,10 @@ impl Model {
         if !joined {
             assert!(key.owned, "{holder:?} is granted {name}, which is not ours");
             assert!(key.remembered >= lock_delay, "the store does not remember the lock delay of {holder:?}");
-            assert!(key.not_before <= now, "I1: {holder:?} is granted {name} before a predecessor's quarantine is over");
+            assert!(
+                key.not_before <= now,
+                "I1: {holder:?} is granted {name} before a predecessor's quarantine is over"
+            );
             assert!(key.last_token < Some(grant.token), "I2: {holder:?} has token {:?} of {name}", grant.token);
             key.last_token = Some(grant.token);
         }
@@ -394,7 +398,10 @@ impl Model {
         for hold in others {
             for (mode, token) in hold.of_key(name) {
                 modes.insert(token, mode);
-                assert!(grant.barrier <= token || hold.over.is_some() || hold.promise <= now, "a barrier shuts out {hold:?}");
+                assert!(
+                    grant.barrier <= token || hold.over.is_some() || hold.promise <= now,
+                    "a barrier shuts out {hold:?}"
+                );
             }
         }
         assert!(grant.barrier <= grant.token, "{holder:?} shuts itself out");
@@ -417,7 +424,10 @@ impl Model {
         }
         let session = self.sessions.get_mut(&holder.session).expect("a reject to a session that is over");
         let waited = session.waiters.remove(&holder.request).is_some();
-        assert!(waited || self.allowed.rejects.contains(&holder), "I5: {holder:?} is rejected ({reason:?}), and waits for nothing");
+        assert!(
+            waited || self.allowed.rejects.contains(&holder),
+            "I5: {holder:?} is rejected ({reason:?}), and waits for nothing"
+        );
         self.allowed.rejects.retain(|other| *other != holder);
     }
 

@@ -282,12 +282,12 @@ impl Stage {
                 let acquire = self.acquire(*client, want);
                 Input::Acquire { session, acquire }
             }),
-            Operation::AcquireAgain(client, back) => self.of_request(*client, *back, |session, acquire| {
-                Input::Acquire { session, acquire: acquire.clone() }
-            }),
-            Operation::Cancel(client, back) => self.of_request(*client, *back, |session, acquire| {
-                Input::Cancel { session, request: acquire.request }
-            }),
+            Operation::AcquireAgain(client, back) => {
+                self.of_request(*client, *back, |session, acquire| Input::Acquire { session, acquire: acquire.clone() })
+            }
+            Operation::Cancel(client, back) => {
+                self.of_request(*client, *back, |session, acquire| Input::Cancel { session, request: acquire.request })
+            }
             Operation::Release(client, back, end) => self.of_request(*client, *back, |session, acquire| {
                 Input::Release { session, request: acquire.request, ending: (*end).into() }
             }),
@@ -314,7 +314,12 @@ impl Stage {
         self.clients[usize::from(client.0)].session
     }
 
-    fn of_request(&self, client: Client, back: Back, input: impl FnOnce(SessionId, &Acquire) -> Input) -> Option<Input> {
+    fn of_request(
+        &self,
+        client: Client,
+        back: Back,
+        input: impl FnOnce(SessionId, &Acquire) -> Input,
+    ) -> Option<Input> {
         let client = &self.clients[usize::from(client.0)];
         Some(input(client.session?, client.ago(back)?))
     }

@@ -25,7 +25,8 @@ pub fn write(seeds: &[Vec<u8>]) {
 
 /// Messages of a client.
 pub fn sessions() -> Vec<Vec<u8>> {
-    let who = Who { method: "POST".into(), path: "/a".into(), route: "r".into(), request_id: "1".into(), client: "c".into() };
+    let who =
+        Who { method: "POST".into(), path: "/a".into(), route: "r".into(), request_id: "1".into(), client: "c".into() };
     let modes = [(Mode::Exclusive, 0), (Mode::Shared, 0), (Mode::Limit, 3)];
     let acquire = |id, (mode, limit): (Mode, u32), keys: &[&str]| {
         let keys = keys.iter().map(|key| KeyRequest { key: (*key).into(), mode: mode.into(), limit });
@@ -80,6 +81,12 @@ pub fn rules() -> Vec<Vec<u8>> {
         "lock_delay":"15s","on_lost":"abort","on_host_unavailable":"deny"}]}
 ---
 GET h /b/1/2/3
+"#,
+        "POST /move/{from} key=account:{from},account:{query.to},{query.a,b} mode=shared,limit:4,exclusive queue=9 \
+         fail_fast=on reentrant=on\n---\nPOST h /move/1?to=1&a,b=%31\n",
+        r#"[{"match":{"methods":["*"],"path":"/{x}"},"keys":["a:{x}","b"],"mode":["limit:2","shared"],"queue":"5"}]
+---
+GET h /1
 "#,
         r#"[{"match":{"path":"/a"},"key":"{{literal}}"}]
 ---

@@ -1,11 +1,12 @@
 //! An engine, the model that watches it, and a store that answers claims; every step is checked.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use turnstile_core::{
-    Acquire, ClaimId, Command, Config, Ending, Engine, Epoch, HeartbeatSeq, Input, Instant, LockKey, Mutation, RequestId,
-    SessionId,
+    Acquire, ClaimId, Command, Config, Ending, Engine, Epoch, HeartbeatSeq, Input, Instant, LockKey, Mutation,
+    RequestId, SessionId,
 };
 
 use crate::model::Model;
@@ -64,6 +65,7 @@ struct Claim {
     key: LockKey,
     claim: ClaimId,
     lock_delay: Duration,
+    new_epoch: bool,
 }
 
 /// The engine with all around it.
@@ -75,6 +77,8 @@ pub struct World {
     promptness: Promptness,
     /// The latest claims, answered or not, newest last: a store may answer late, and twice.
     claims: Vec<Claim>,
+    /// The epochs of the records that are ours.
+    records: BTreeMap<LockKey, u64>,
     epoch: u64,
 }
 
@@ -90,6 +94,7 @@ impl World {
             now: Instant::default(),
             promptness,
             claims: Vec::new(),
+            records: BTreeMap::new(),
             epoch: epoch.0,
             config,
         };
@@ -99,10 +104,12 @@ impl World {
 
     /// Hands an input to the engine.
     pub fn give(&mut self, input: Input) {
-        self.tell(|| format!("{input:?}"));
-        self.model.input(self.now, &input);
-        self.engine.handle(self.now, input);
-        self.carry_out();
+        match &input {
+            Input::OwnershipLost { key } => drop(self.records.remove(key)),
+            Input::LeaseLost => self.records.clear(),
+            _ => {}
+        }
+        self.handle(input);
         while self.promptness == Promptness::Prompt
             && let Some(newest) = self.claims.pop()
         {
@@ -166,16 +173,29 @@ impl World {
         }
     }
 
-    fn answer(&mut self, Claim { key, claim, lock_delay }: Claim, answer: Answer) {
+    fn answer(&mut self, Claim { key, claim, lock_delay, new_epoch }: Claim, answer: Answer) {
         let input = match answer {
             Answer::Gained(quarantine) => {
-                self.epoch += 1;
-                let epoch = Epoch(self.epoch);
-                Input::OwnershipGained { key, claim, epoch, lock_delay, quarantined_until: self.now + quarantine }
+                // To raise the lock delay of a record that is ours, a store may keep its epoch or not.
+                let same = self.records.get(&key).filter(|_| !new_epoch && quarantine.is_zero());
+                let epoch = same.copied().unwrap_or_else(|| {
+                    self.epoch += 1;
+                    self.epoch
+                });
+                self.records.insert(key.clone(), epoch);
+                let (epoch, quarantined_until) = (Epoch(epoch), self.now + quarantine);
+                Input::OwnershipGained { key, claim, epoch, lock_delay, quarantined_until }
             }
-            Answer::Queued => Input::OwnershipQueued { key, claim },
+            Answer::Queued => {
+                self.records.remove(&key);
+                Input::OwnershipQueued { key, claim }
+            }
             Answer::Refused => Input::OwnershipRefused { key, claim },
         };
+        self.handle(input);
+    }
+
+    fn handle(&mut self, input: Input) {
         self.tell(|| format!("{input:?}"));
         self.model.input(self.now, &input);
         self.engine.handle(self.now, input);
@@ -187,13 +207,16 @@ impl World {
         while let Some(command) = self.engine.poll_command() {
             self.tell(|| format!("    {command:?}"));
             self.model.command(&command);
-            if let Command::ClaimOwnership { key, claim, lock_delay, .. } = command {
+            if let Command::YieldOwnership { key } = &command {
+                self.records.remove(key);
+            }
+            if let Command::ClaimOwnership { key, claim, lock_delay, new_epoch } = command {
                 let of_key = self.claims.iter().filter(|older| older.key == key).count();
                 if of_key >= CLAIMS_PER_KEY {
                     let oldest = self.claims.iter().position(|older| older.key == key);
                     oldest.map(|oldest| self.claims.remove(oldest));
                 }
-                self.claims.push(Claim { key, claim, lock_delay });
+                self.claims.push(Claim { key, claim, lock_delay, new_epoch });
             }
         }
         self.engine.check();

@@ -1,11 +1,13 @@
 //! The rule language: any text into rules, and any request against them.
 #![no_main]
 
+use std::collections::BTreeSet;
+
 use libfuzzer_sys::fuzz_target;
 use turnstile_core::LockKey;
 use turnstile_fuzz::request::{self, Request};
 use turnstile_fuzz::seeds;
-use turnstile_rules::{Decision, FilterConfig, RuleSet, filter_config_json, parse_rules_file};
+use turnstile_rules::{Decision, FilterConfig, KEYS_MAX, RuleSet, filter_config_json, parse_rules_file};
 
 fuzz_target!(
     init: seeds::write(&seeds::rules()),
@@ -31,11 +33,16 @@ fuzz_target!(
 fn decide(rules: &RuleSet, namespace: &str, request: &Request) {
     match rules.decide(request) {
         Decision::Unguarded => {}
-        Decision::Guarded { key, .. } => {
-            LockKey::parse(&key).expect("a key that the host takes");
-            assert!(key.strip_prefix(namespace).is_some_and(|rest| rest.starts_with('/')), "{key}");
+        Decision::Guarded { keys, .. } => {
+            let mut distinct = BTreeSet::new();
+            for (key, _) in keys.iter() {
+                LockKey::parse(key).expect("a key that the host takes");
+                assert!(key.strip_prefix(namespace).is_some_and(|rest| rest.starts_with('/')), "{key}");
+                assert!(distinct.insert(key), "{key} is there twice");
+            }
+            assert!((1..=KEYS_MAX).contains(&distinct.len()), "{distinct:?}");
             let again = rules.decide(request);
-            assert!(matches!(again, Decision::Guarded { key: again, .. } if again == key));
+            assert!(matches!(again, Decision::Guarded { keys: again, .. } if again == keys));
         }
         Decision::Refused { fault, .. } => {
             // Goes into a response: nothing that a client sent may be in it.

@@ -6,9 +6,9 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 use turnstile_core::{Config, Epoch, HeartbeatSeq, Input, SessionId};
+use turnstile_fuzz::seeds;
 use turnstile_fuzz::wire::{self, Parsed};
 use turnstile_fuzz::world::{Promptness, World};
-use turnstile_fuzz::seeds;
 use turnstile_protocol::v1::{self, client_item::Item};
 
 const SESSION: SessionId = SessionId(1);

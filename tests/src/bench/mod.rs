@@ -1,6 +1,8 @@
-//! Benches: what the filter and the host cost, measured beside other ways of asking somebody before each request.
+//! Benches: what the filter and the host cost, measured beside other ways of asking somebody before each request; and
+//! how fast the engine is.
 
 pub mod authz;
+pub mod engine;
 pub mod machine;
 pub mod overhead;
 pub mod report;
@@ -41,10 +43,27 @@ pub enum Fault {
         /// What it ought to be.
         expected: String,
     },
+    /// A session ended, or was answered with something else than a grant.
+    #[error("{row}: {fault}")]
+    Session {
+        /// Which row of the table.
+        row: &'static str,
+        /// What came.
+        fault: String,
+    },
+    /// This machine will not do.
+    #[error("{0}")]
+    Machine(String),
     /// A file could not be read or written.
     #[error("{0}: {1}")]
     File(PathBuf, std::io::Error),
     /// The wasm filter that does nothing is not what it should be.
     #[error("noop.wat: {0}")]
     Noop(#[from] wat::Error),
+}
+
+/// A number that an argument gives.
+fn number(name: &str, text: &str) -> Result<u32, Fault> {
+    let parsed = text.parse().ok().filter(|number| (1..=1_000).contains(number));
+    parsed.ok_or_else(|| Fault::Argument(format!("{name} takes a number from 1 to 1000, not {text:?}")))
 }

@@ -80,8 +80,8 @@ impl Task {
             let mut value = || arguments.next().ok_or_else(|| Fault::Argument(format!("{argument} needs a value")));
             match argument.as_str() {
                 "--help" | "-h" => return Ok(Self::Help),
-                "--rounds" => plan.rounds = number(&argument, &value()?)?,
-                "--seconds" => plan.seconds = number(&argument, &value()?)?.into(),
+                "--rounds" => plan.rounds = super::number(&argument, &value()?)?,
+                "--seconds" => plan.seconds = super::number(&argument, &value()?)?.into(),
                 "--only" => {
                     let name = value()?;
                     let row = Row::ALL.into_iter().find(|row| row.name() == name);
@@ -95,11 +95,6 @@ impl Task {
         plan.rows = Row::ALL.into_iter().filter(chosen).collect();
         Ok(Self::Measure(plan))
     }
-}
-
-fn number(name: &str, text: &str) -> Result<u32, Fault> {
-    let parsed = text.parse().ok().filter(|number| (1..=1_000).contains(number));
-    parsed.ok_or_else(|| Fault::Argument(format!("{name} takes a number from 1 to 1000, not {text:?}")))
 }
 
 async fn measure(plan: &Plan) -> Result<(), Fault> {

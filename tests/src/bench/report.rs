@@ -209,7 +209,8 @@ impl Report {
     }
 }
 
-fn shown(spread: Spread, places: usize) -> String {
+/// The median, and the extremes behind it.
+pub fn shown(spread: Spread, places: usize) -> String {
     let Spread { median, min, max } = spread;
     // One round has no spread, and should not look as if it had none over many.
     if min == max {

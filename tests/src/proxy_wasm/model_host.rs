@@ -4,7 +4,7 @@ use std::cell::{RefCell, RefMut};
 use std::rc::Rc;
 use std::time::Duration;
 
-use turnstile_protocol::v1::{Acquire, Ending, Hello, LostReason, RejectReason, client_item::Item};
+use turnstile_protocol::v1::{Acquire, Ending, Grant, Hello, LostReason, RejectReason, client_item::Item};
 
 use super::peer::{Link, Peer, Policy, Received};
 use super::vm::{Vm, VmError};
@@ -40,6 +40,11 @@ impl ModelHost {
     /// Grants all that wait, in one message.
     pub fn grant_all(&self) {
         self.act(|peer, now| peer.waiting().into_iter().for_each(|id| peer.grant(now, id)));
+    }
+
+    /// Grants one request, as a faulty host would.
+    pub fn grant_spoilt(&self, id: u64, spoil: impl FnOnce(&mut Grant)) {
+        self.act(|peer, now| peer.grant_spoilt(now, id, spoil));
     }
 
     /// Rejects one request.

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use prost::Message;
 use turnstile_protocol::v1::{
-    Acquire, ClientMessage, GoAway, Hello, Limits, Lost, LostReason, RejectReason, Resume, ServerItem, ServerMessage,
-    Welcome, client_item::Item,
+    Acquire, ClientMessage, GoAway, Grant, Hello, KeyGrant, Limits, Lost, LostReason, RejectReason, Resume, ServerItem,
+    ServerMessage, Welcome, client_item::Item,
 };
 
 use super::abi::Headers;
-use super::session::{Fate, Session, Wanted};
+use super::session::{Fate, Locks, Session, Wanted, next};
 use super::state::LocalEnd;
 use super::vm::{Vm, VmError};
 
@@ -132,6 +132,11 @@ impl Peer {
         let (valid, mut tokens) = (self.valid, self.tokens);
         self.with_session_of(id, |session| session.grant(now, id, valid, &mut tokens));
         self.tokens = tokens;
+    }
+
+    pub(super) fn grant_spoilt(&mut self, now: Duration, id: u64, spoil: impl FnOnce(&mut Grant)) {
+        self.grant(now, id);
+        self.with_session_of(id, |session| session.spoil(spoil));
     }
 
     pub(super) fn reject(&mut self, id: u64, reason: RejectReason) {
@@ -335,7 +340,7 @@ impl Peer {
             heartbeat_ms: self.heartbeat.as_millis() as u32,
             limits: Some(Limits {
                 key_max_bytes: turnstile_protocol::KEY_MAX_BYTES as u32,
-                keys_per_acquire_max: 8,
+                keys_per_acquire_max: turnstile_protocol::KEYS_PER_ACQUIRE_MAX as u32,
                 waiters_per_session_max: 10_000,
                 message_max_bytes: turnstile_protocol::MESSAGE_MAX_BYTES as u32,
             }),
@@ -377,6 +382,9 @@ impl Peer {
     }
 
     fn admit(&mut self, now: Duration, number: u64, id: u64, patient: bool) {
+        if self.policy != Policy::Script && self.join(now, number, id) {
+            return;
+        }
         match self.policy {
             Policy::Script => {}
             Policy::Grant => {
@@ -393,6 +401,31 @@ impl Peer {
                 }
             }
         }
+    }
+
+    /// Lets a request that brings a secret into the hold that has it, with that hold's tokens; further keys cost nothing
+    /// here. `false` if it brings none.
+    fn join(&mut self, now: Duration, number: u64, id: u64) -> bool {
+        let wanted = self.sessions.get(&number).and_then(|session| session.wanted.get(&id));
+        let secret = wanted.map(|wanted| wanted.acquire.reentry_secret.clone()).unwrap_or_default();
+        if secret.is_empty() {
+            return false;
+        }
+        let mut tokens = self.tokens;
+        let joined = self.live().find_map(|hold| match &hold.fate {
+            Fate::Granted(locks) if locks.secret == secret => {
+                let held: BTreeMap<&str, KeyGrant> = hold.keys().zip(locks.tokens.iter().copied()).collect();
+                Some(wanted?.keys().map(|key| held.get(key).copied().unwrap_or_else(|| next(&mut tokens))).collect())
+            }
+            _ => None,
+        });
+        self.tokens = tokens;
+        let (valid, Some(session)) = (self.valid, self.sessions.get_mut(&number)) else { return true };
+        match joined {
+            Some(tokens) => session.grant_locks(now, id, valid, Locks { tokens, secret }),
+            None => session.reject(id, RejectReason::NoSuchHold),
+        }
+        true
     }
 
     /// Ends waits that are over, and grants whoever stands at the head of all its queues.

@@ -1,18 +1,27 @@
 //! One session at the model host: what was asked, granted and ended in it, and whether the plugin keeps the protocol.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use turnstile_protocol::v1::{
-    Acquire, Ending, Grant, HeartbeatAck, Hello, KeyGrant, Reject, RejectReason, Release, ServerItem,
+    Acquire, Ending, Grant, HeartbeatAck, Hello, KeyGrant, Reject, RejectReason, Release, ServerItem, server_item::Item,
 };
+use turnstile_protocol::{HOLDER_SECRET_BYTES, KEYS_PER_ACQUIRE_MAX};
 
 /// What became of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Fate {
     Waiting,
-    Granted(Vec<KeyGrant>),
+    Granted(Locks),
     Over,
+}
+
+/// What a hold has.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Locks {
+    pub(super) tokens: Vec<KeyGrant>,
+    /// By which others join it.
+    pub(super) secret: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -88,8 +97,9 @@ impl Session {
         if id <= self.last_id {
             return self.fault(format!("request {id} after {}", self.last_id));
         }
-        if acquire.keys.is_empty() {
-            self.fault(format!("request {id} wants no key"));
+        let distinct: HashSet<&str> = acquire.keys.iter().map(|key| key.key.as_str()).collect();
+        if !(1..=KEYS_PER_ACQUIRE_MAX).contains(&acquire.keys.len()) || distinct.len() < acquire.keys.len() {
+            self.fault(format!("request {id} wants the keys {distinct:?}, some twice"));
         }
         self.last_id = self.last_id.max(id);
         self.wanted.insert(id, Wanted { acquire, since: now, place, fate: Fate::Waiting });
@@ -98,22 +108,32 @@ impl Session {
     /// Grants a request; one that was granted before is granted again, as it was.
     pub(super) fn grant(&mut self, now: Duration, id: u64, valid: Duration, tokens: &mut u64) {
         let Some(wanted) = self.wanted.get_mut(&id) else { return };
-        let keys = match &wanted.fate {
+        let locks = match &wanted.fate {
             Fate::Over => return,
-            Fate::Granted(keys) => keys.clone(),
+            Fate::Granted(locks) => locks.clone(),
             Fate::Waiting => {
-                let next = |_| {
-                    *tokens += 1;
-                    KeyGrant { token: *tokens, barrier: *tokens }
-                };
-                wanted.acquire.keys.iter().map(next).collect()
+                let granted = wanted.keys().map(|_| next(tokens)).collect();
+                Locks { tokens: granted, secret: secret(&wanted.acquire, *tokens) }
             }
         };
-        wanted.fate = Fate::Granted(keys.clone());
+        self.grant_locks(now, id, valid, locks);
+    }
+
+    pub(super) fn grant_locks(&mut self, now: Duration, id: u64, valid: Duration, locks: Locks) {
+        let Some(wanted) = self.wanted.get_mut(&id) else { return };
+        wanted.fate = Fate::Granted(locks.clone());
+        let Locks { tokens: keys, secret: holder_secret } = locks;
         let waited_ms = now.saturating_sub(wanted.since).as_millis() as u32;
         let (heartbeat_seq, valid_ms) = (self.heartbeat_seq, valid.as_millis() as u32);
         self.renew(valid);
-        self.outbox.push_back(Grant { id, keys, holder_secret: Vec::new(), waited_ms, heartbeat_seq, valid_ms }.into());
+        self.outbox.push_back(Grant { id, keys, holder_secret, waited_ms, heartbeat_seq, valid_ms }.into());
+    }
+
+    /// Changes the grant that goes out next, as a faulty host would.
+    pub(super) fn spoil(&mut self, spoil: impl FnOnce(&mut Grant)) {
+        if let Some(ServerItem { item: Some(Item::Grant(grant)) }) = self.outbox.back_mut() {
+            spoil(grant);
+        }
     }
 
     pub(super) fn reject(&mut self, id: u64, reason: RejectReason) {
@@ -166,4 +186,20 @@ impl Session {
         let until = self.sent_at.get(&self.heartbeat_seq).map(|sent| *sent + valid);
         self.promise = self.promise.max(until);
     }
+}
+
+/// The token after `last`.
+pub(super) fn next(last: &mut u64) -> KeyGrant {
+    *last += 1;
+    KeyGrant { token: *last, barrier: *last }
+}
+
+/// That of the hold that is joined, a new one, or none, as was asked for.
+fn secret(acquire: &Acquire, number: u64) -> Vec<u8> {
+    if !acquire.reentrant {
+        return acquire.reentry_secret.clone();
+    }
+    let mut secret = number.to_be_bytes().to_vec();
+    secret.resize(HOLDER_SECRET_BYTES, 0xa5);
+    secret
 }

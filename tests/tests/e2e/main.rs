@@ -5,6 +5,8 @@ mod delays;
 mod endings;
 mod faults;
 mod hostile;
+mod modes;
+mod reentry;
 mod replies;
 mod serialise;
 mod shipped;

@@ -3,14 +3,16 @@
 mod basics;
 mod endings;
 mod hostile;
+mod keys;
 mod losses;
+mod reentry;
 mod sessions;
 mod storm;
 
 use std::time::Duration;
 
 use turnstile_tests::artifacts::plugin_wasm;
-use turnstile_tests::proxy_wasm::{InFlight, Outcome, Request, Setup, Worker};
+use turnstile_tests::proxy_wasm::{InFlight, Outcome, Reply, Request, Setup, Worker};
 
 /// Short enough for many of them, and well above the filter's tick.
 const MS: Duration = Duration::from_millis(1);
@@ -38,4 +40,26 @@ fn held(worker: &Worker, request: Request) -> InFlight {
     let request = worker.request(request);
     assert!(matches!(request.outcome(), Outcome::Upstream { .. }), "{:?}\n{:#?}", request.outcome(), worker.log());
     request
+}
+
+/// Checks that a reply is a problem of RFC 9457.
+fn problem(reply: Reply) -> Reply {
+    assert_eq!(reply.headers.text("content-type").as_deref(), Some("application/problem+json"));
+    let body = String::from_utf8(reply.body.clone()).expect("JSON is UTF-8");
+    for member in ["\"type\"", "\"title\"", "\"status\""] {
+        assert!(body.contains(member), "{member} is missing in {body}");
+    }
+    assert!(body.contains(&format!("\"status\":{}", reply.status())), "{body}");
+    reply
+}
+
+/// The last word of a problem's type.
+fn problem_type(reply: &Reply) -> String {
+    member(reply, "type").strip_prefix("urn:turnstile:problem:").expect("one of ours").to_owned()
+}
+
+/// A member of a problem that is a text.
+fn member(reply: &Reply, name: &str) -> String {
+    let problem: serde_json::Value = serde_json::from_slice(&reply.body).expect("JSON");
+    problem[name].as_str().unwrap_or_else(|| panic!("no {name} in {problem}")).to_owned()
 }

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use crate::command::{asked, cargo, exists, quietly};
 use crate::failure::Failure;
+use crate::fuzz;
 use crate::layout::Layout;
 use crate::progress::{Done, Progress};
 use crate::tidy;
@@ -11,21 +12,30 @@ use crate::wasm::{TARGET, Toolchain};
 
 /// Looks, and changes nothing but the target directory. One fault does not hide the next: all checks run.
 pub(crate) fn run(layout: &Layout) -> Result<(), Failure> {
-    let mut progress = Progress::new(7);
+    let mut progress = Progress::new(8);
     let _lock = layout.lock_parts()?;
     progress.step("looking for rustfmt and clippy", || components(layout))?;
     let toolchain = progress.step("finding a compiler for wasm", || Toolchain::ensure(layout))?;
     let results = [
         progress.step("tidy: the rules of the house", || tidy::check(layout)),
         progress.step("cargo fmt", || {
-            let mut fmt = cargo(layout);
-            fmt.args(["fmt", "--all", "--check", "--", "--color", "never"]);
-            shown(layout, "fmt", &mut fmt, "`cargo xtask fix` formats")
+            for (name, which) in FORMATTED {
+                let mut fmt = cargo(layout);
+                fmt.arg("fmt").args(which).args(["--check", "--", "--color", "never"]);
+                shown(layout, name, &mut fmt, "`cargo xtask fix` formats")?;
+            }
+            Ok(((), Done::Now))
         }),
         progress.step("cargo clippy", || {
             let mut clippy = cargo(layout);
             clippy.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
             shown(layout, "clippy", &mut clippy, MEND)
+        }),
+        progress.step("cargo clippy, fuzz targets", || {
+            let mut clippy = cargo(layout);
+            clippy.args(["clippy", "--manifest-path", fuzz::MANIFEST, "--no-default-features", "--target-dir"]);
+            clippy.arg(layout.target()).args(["--", "-D", "warnings"]);
+            shown(layout, "clippy-fuzz", &mut clippy, MEND)
         }),
         progress.step("cargo clippy, plugin and engine for wasm", || check_wasm(layout, toolchain)),
         progress.step("cargo doc", || {
@@ -44,6 +54,9 @@ pub(crate) fn run(layout: &Layout) -> Result<(), Failure> {
     }
     Err(Failure::new(format!("{} of the checks failed", failures.len())).advise("mend what is told above"))
 }
+
+/// The workspace, and the fuzz targets, which are apart from it.
+const FORMATTED: [(&str, &[&str]); 2] = [("fmt", &["--all"]), ("fmt-fuzz", &["--manifest-path", fuzz::MANIFEST])];
 
 const MEND: &str = "mend it; `cargo xtask fix` mends what clippy can";
 
@@ -77,7 +90,11 @@ pub(crate) fn fix(layout: &Layout) -> Result<(), Failure> {
         shown(layout, "fix", &mut clippy, "it must compile before it can be mended")
     })?;
     progress.step("cargo fmt", || {
-        shown(layout, "fmt", cargo(layout).args(["fmt", "--all"]), "it must parse before it can be formatted")
+        for (name, which) in FORMATTED {
+            let mut fmt = cargo(layout);
+            shown(layout, name, fmt.arg("fmt").args(which), "it must parse before it can be formatted")?;
+        }
+        Ok(((), Done::Now))
     })?;
     println!("now `cargo xtask check` says what is left");
     Ok(())

@@ -7,6 +7,7 @@ pub(crate) enum Topic {
     Setup,
     Demo,
     Test,
+    Fuzz,
     Check,
     Fix,
     Bench,
@@ -19,6 +20,7 @@ impl Topic {
             "setup" | "build-plugin" => Self::Setup,
             "demo" => Self::Demo,
             "test" => Self::Test,
+            "fuzz" => Self::Fuzz,
             "check" => Self::Check,
             "fix" => Self::Fix,
             "bench" => Self::Bench,
@@ -32,6 +34,7 @@ impl Topic {
             Self::Setup => SETUP,
             Self::Demo => DEMO,
             Self::Test => TEST,
+            Self::Fuzz => FUZZ,
             Self::Check => CHECK,
             Self::Fix => FIX,
             Self::Bench => BENCH,
@@ -44,9 +47,11 @@ cargo xtask TASK: everything one does in this repository.
 
   demo            see a legacy service lose money, and keep it behind Turnstile
   test            run every test, on real parts (Envoy, the wasm file, the host)
+  fuzz            let fuzzers look for inputs that break the parsers or the engine
   check           formatting, lints, documentation, rules of the house
   fix             format, and let clippy mend what it can
   bench overhead  measure what a guarded request costs
+  bench engine    measure how fast locks change hands, and what they weigh
   setup           only fetch and build: Envoy, the filter, the program `turnstile`
   build-plugin    only build the filter
 
@@ -90,6 +95,7 @@ const TEST: &str = "\
 cargo xtask test [NAME] [CARGO'S ARGUMENTS] [-- ARGUMENTS OF THE TEST PROGRAMS]
 
 Fetches and builds the parts (see `cargo xtask setup --help`), builds the host, and runs `cargo test --workspace`.
+Without any argument, every fuzz target then runs for 10 seconds (see `cargo xtask fuzz --help`).
 
   cargo xtask test                            everything
   cargo xtask test deposit                    tests with `deposit` in their name
@@ -99,6 +105,24 @@ Fetches and builds the parts (see `cargo xtask setup --help`), builds the host, 
 
 The tests find the parts by TURNSTILE_ENVOY, TURNSTILE_PLUGIN_WASM and TURNSTILE_BIN, which this task sets. A missing
 part fails a test; nothing is skipped.
+";
+
+const FUZZ: &str = "\
+cargo xtask fuzz [TARGET] [--seconds N]
+cargo xtask fuzz TARGET --replay FILE
+
+Runs the fuzz targets of tests/fuzz, each for a while:
+
+  session   bytes of a client's stream, to messages, to inputs of a small engine
+  rules     any text as rules, and any request against them
+  engine    a list of operations, with the engine's own check() after every step and a model of what clients believe
+
+Then engines with a fault put in on purpose, each of which the target `engine` must find. Builds with a stable compiler;
+cargo-fuzz is installed into target/turnstile/tools if it is missing, g++ from Debian's packages. Inputs that lead to
+new places are kept in target/turnstile/fuzz/corpus, those that fail in target/turnstile/fuzz/found.
+
+  --seconds N    how long each target runs (60)
+  --replay FILE  run one input, and tell every step
 ";
 
 const CHECK: &str = "\
@@ -127,4 +151,16 @@ target/bench/overhead.md and every window in overhead.json.
   --rounds N    how often every row is measured (5)
   --seconds N   length of a window (4)
   --only ROW    only this row: none, noop, authz-http, authz-grpc, turnstile, turnstile-fresh; may be repeated
+
+cargo xtask bench engine [--rounds N] [--seconds N] [--only ROW]...
+
+Measures the lock engine. Alone (criterion, in CPU time): lock cycles/s on free keys and on one key with 1, 100 and
+100,000 waiters, in every mode and with two keys at once; bytes per idle owned key, waiter and hold. Then through the
+gRPC port of a release host that is pinned to one core, on SQLite, from sessions that pipeline on another core. Prints
+one table with the bars to reach, and succeeds whether or not they are reached. Takes about four minutes and a build;
+keep the machine otherwise idle. Leaves the table in target/bench/engine.md and every window in engine.json.
+
+  --rounds N    how often every row of sessions is measured (5)
+  --seconds N   length of a window (4)
+  --only ROW    only this row of sessions: keys, hot-keys, hot-key; may be repeated
 ";

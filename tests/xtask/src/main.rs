@@ -1,4 +1,4 @@
-//! The one entry point for people who work on Turnstile: `cargo xtask demo | test | check | fix | bench | setup`.
+//! The one entry point for people who work on Turnstile: `cargo xtask demo | test | fuzz | check | fix | bench | setup`.
 //!
 //! It fetches what a bare machine lacks, builds the parts in the right order, and says what it does. It has no
 //! dependencies, because it is what such a machine compiles first.
@@ -10,6 +10,7 @@ mod debian;
 mod demo;
 mod envoy;
 mod failure;
+mod fuzz;
 mod help;
 mod host;
 mod layout;
@@ -31,9 +32,11 @@ enum Task {
     BuildPlugin,
     Demo(Vec<String>),
     Test(Vec<String>),
+    Fuzz(Vec<String>),
     Check,
     Fix,
     BenchOverhead(Vec<String>),
+    BenchEngine(Vec<String>),
     Help(Topic),
 }
 
@@ -70,11 +73,13 @@ fn parse(arguments: Vec<String>) -> Result<Task, Failure> {
         "build-plugin" => none_left(rest, Task::BuildPlugin),
         "demo" => Ok(Task::Demo(rest)),
         "test" => Ok(Task::Test(rest)),
+        "fuzz" => Ok(Task::Fuzz(rest)),
         "check" => none_left(rest, Task::Check),
         "fix" => none_left(rest, Task::Fix),
         "bench" => match rest.split_first() {
             None => Ok(Task::BenchOverhead(Vec::new())),
             Some((which, rest)) if which == "overhead" => Ok(Task::BenchOverhead(rest.to_vec())),
+            Some((which, rest)) if which == "engine" => Ok(Task::BenchEngine(rest.to_vec())),
             Some((which, _)) => Err(Failure::usage(format!("there is no bench `{which}`"), "cargo xtask bench --help")),
         },
         other => Err(Failure::usage(format!("there is no task `{other}`"), "cargo xtask --help")),
@@ -99,9 +104,11 @@ fn run(task: Task) -> Result<(), Failure> {
         Task::BuildPlugin => plugin::build_only(&layout),
         Task::Demo(arguments) => demo::run(&layout, &arguments),
         Task::Test(arguments) => test::run(&layout, &arguments),
+        Task::Fuzz(arguments) => fuzz::run(&layout, &arguments),
         Task::Check => check::run(&layout),
         Task::Fix => check::fix(&layout),
         Task::BenchOverhead(arguments) => bench::overhead(&layout, &arguments),
+        Task::BenchEngine(arguments) => bench::engine(&layout, &arguments),
         Task::Help(_) => Ok(()),
     }
 }

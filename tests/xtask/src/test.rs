@@ -2,14 +2,17 @@
 
 use crate::command::{cargo, openly};
 use crate::failure::Failure;
+use crate::fuzz;
 use crate::host::{self, Profile};
 use crate::layout::Layout;
 use crate::plugin;
 use crate::progress::Progress;
 
-/// Prepares the parts and runs `cargo test`. `arguments` go to cargo, and to the test programs after a `--`.
+/// Prepares the parts and runs `cargo test`. `arguments` go to cargo, and to the test programs after a `--`. Without
+/// any, the fuzz targets have their short run as well.
 pub(crate) fn run(layout: &Layout, arguments: &[String]) -> Result<(), Failure> {
-    let mut progress = Progress::new(plugin::STEPS + 2);
+    let fuzzes = arguments.is_empty();
+    let mut progress = Progress::new(plugin::STEPS + 2 + if fuzzes { fuzz::STEPS } else { 0 });
     let lock = plugin::prepare(layout, &mut progress)?;
     progress.step("building the host service", || host::build(layout, Profile::Debug, &[]))?;
     drop(lock);
@@ -22,6 +25,9 @@ pub(crate) fn run(layout: &Layout, arguments: &[String]) -> Result<(), Failure> 
     openly(host::tell_places(layout, Profile::Debug, test.args(arguments))).map_err(|failure| {
         failure.advise("the failed tests are named above; `cargo xtask test NAME` runs one again")
     })?;
+    if fuzzes {
+        fuzz::short(layout, &mut progress)?;
+    }
     println!("all tests passed, {:.1} s in all", progress.seconds());
     Ok(())
 }

@@ -268,6 +268,18 @@ fn who_is_turned_away_during_a_resume_is_told_so_once() {
 }
 
 #[test]
+fn who_is_no_waiter_any_more_is_not_turned_away_during_a_resume() {
+    // It was cancelled; or the client has never heard of it since.
+    for cancelled in [vec![(RequestId(3), Ending::Unsent)], vec![]] {
+        let mut bench = waits_to_join();
+        bench.suspend(1);
+        let releases = [vec![(RequestId(2), Ending::Clean)], cancelled].concat();
+        assert_eq!(bench.resume(1, 2, Resume { releases, ..Resume::default() }), [ack(1, 2, VALID)]);
+        assert_eq!((bench.engine.waiter_count(), bench.engine.hold_count()), (0, 1));
+    }
+}
+
+#[test]
 fn a_description_names_those_who_joined() {
     let mut bench = held(3);
     bench.acquire(2, joins(1));

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use turnstile_core::Instant;
-
 use crate::random::Random;
 
 pub(crate) const MS: u64 = 1_000;
@@ -18,6 +16,9 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
+    /// The clock that shows true time.
+    pub(crate) const TRUE: Self = Self { offset: 0, rate: 1_000_000 };
+
     pub(crate) fn random(random: &mut Random) -> Self {
         let rate = match random.range(0, 3) {
             0 => 990_000,
@@ -30,10 +31,6 @@ impl Clock {
     /// What it shows at `true_time`.
     pub(crate) fn shows(&self, true_time: u64) -> u64 {
         self.offset + (u128::from(true_time) * u128::from(self.rate) / 1_000_000) as u64
-    }
-
-    pub(crate) fn instant(&self, true_time: u64) -> Instant {
-        Instant::from_micros(self.shows(true_time))
     }
 
     /// The first true time at which it shows `shown` or more.

@@ -1,20 +1,21 @@
-//! A model of the host process around the engine: streams and store events in, commands out. May freeze or die.
+//! A model of the host process around the engine: streams and store events in, commands out; failed claims are tried
+//! again as the driver does. May freeze or die.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use turnstile_core::{
-    Command, Config, Engine, Epoch, HeartbeatSeq, Input, Instant, LockKey, Mutation, RequestId, SessionId,
+    Acquire, ClaimId, Command, Config, EndReason, Engine, Epoch, HeartbeatSeq, HolderSecret, Input, Instant, LockKey,
+    Reentry, RequestId, SessionId,
 };
 
-use crate::clock::{Clock, micros};
-use crate::history::{History, Liveness};
-use crate::random::Random;
-use crate::store::{self, Event, Incarnation, Operation};
-use crate::wire::{ToClient, ToHost};
-
-/// A client's stream: the client, and which of its streams.
-pub(crate) type Stream = (usize, u64);
+use crate::clock::{Clock, MS, SECOND, micros};
+use crate::history::History;
+use crate::mutants::Sabotage;
+use crate::plan::Plan;
+use crate::random::{Part, Random};
+use crate::store::{self, Event, Failure, Incarnation, Operation};
+use crate::wire::{Run, SessionName, Stream, ToClient, ToHost};
 
 /// What reaches the host.
 #[derive(Clone, Debug)]
@@ -22,7 +23,8 @@ pub(crate) enum Arrival {
     Message(Stream, ToHost),
     StreamEnd(Stream),
     Store(Event),
-    Drain,
+    /// From the operator.
+    Order(Input),
 }
 
 /// What the host does to the world.
@@ -30,82 +32,102 @@ pub(crate) enum Out {
     Send(Stream, ToClient),
     Close(Stream),
     Store(Operation),
-    Drained,
+    Ended(SessionName, EndReason),
+    /// The lease has been ended: the process is done.
+    Exit,
 }
 
 struct Connection {
     stream: Stream,
     connected: bool,
-    heard: u64,
+}
+
+/// A claim that the store has not answered.
+struct Pending {
+    claim: ClaimId,
+    operation: Operation,
+    pause: u64,
+    /// By the host's clock.
+    retry_at: Option<u64>,
 }
 
 pub(crate) struct Host {
     pub(crate) engine: Engine,
     pub(crate) clock: Clock,
-    /// One run of the process.
-    pub(crate) incarnation: u64,
+    pub(crate) run: Run,
     /// Its name in the store; another one after a lost lease.
     pub(crate) in_store: Incarnation,
-    pub(crate) frozen_until: Option<u64>,
     pub(crate) inbox: Vec<Arrival>,
     pub(crate) out: Vec<Out>,
+    /// Inputs and timeouts that the engine has taken.
+    pub(crate) steps: u64,
+    random: Random,
     sessions: BTreeMap<SessionId, Connection>,
     by_stream: BTreeMap<Stream, SessionId>,
-    /// Keys of requests, to name them in the history.
-    keys: BTreeMap<(SessionId, RequestId), (LockKey, Option<u64>)>,
+    claims: BTreeMap<LockKey, Pending>,
     bounds: Config,
-    /// The engine must find no fault with itself; one that is made to err is judged by its deeds alone.
-    checks: bool,
-    /// When sessions ended, in true time, for I3.
-    pub(crate) ended: BTreeMap<(u64, u64), u64>,
+    lease_ttl: u64,
+    sabotage: Sabotage,
 }
 
 impl Host {
-    pub(crate) fn new(incarnation: u64, clock: Clock, config: Config, mutation: Option<Mutation>) -> Self {
+    pub(crate) fn new(run: Run, seed: u64, plan: &Plan, sabotage: Sabotage) -> Self {
         Self {
-            engine: Engine::with_mutation(config.clone(), mutation),
-            bounds: config,
-            clock,
-            incarnation,
-            in_store: incarnation * 1_000,
-            frozen_until: None,
+            engine: Engine::with_mutation(plan.config.clone(), sabotage.engine()),
+            clock: plan.hosts[run.host],
+            run,
+            in_store: Incarnation { of: run, life: 0 },
             inbox: Vec::new(),
             out: Vec::new(),
+            steps: 0,
+            random: Random::of(seed ^ u64::from(run.run) << 32, Part::Host(run.host)),
             sessions: BTreeMap::new(),
             by_stream: BTreeMap::new(),
-            keys: BTreeMap::new(),
-            checks: mutation.is_none(),
-            ended: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            bounds: plan.config.clone(),
+            lease_ttl: plan.lease_ttl,
+            sabotage,
         }
     }
 
     /// Takes what has arrived, and acts on deadlines before or after: a process that wakes up does either.
-    pub(crate) fn turn(&mut self, now: u64, deadlines_first: bool, history: &mut History, random: &mut Random) {
-        if deadlines_first {
+    pub(crate) fn turn(&mut self, now: u64, history: &mut History) {
+        if self.random.chance(50) {
             self.act_on_deadlines(now, history);
         }
         for arrival in std::mem::take(&mut self.inbox) {
-            self.take(now, arrival, history, random);
+            self.take(now, arrival, history);
         }
         self.act_on_deadlines(now, history);
     }
 
-    pub(crate) fn next_deadline(&self) -> Option<u64> {
-        self.engine.next_deadline().map(|deadline| self.clock.when(deadline.as_micros()))
+    /// When it wants to act next, in true time; a little late now and then.
+    pub(crate) fn next_deadline(&mut self) -> Option<u64> {
+        let retry = self.claims.values().filter_map(|pending| pending.retry_at).min();
+        let engine = self.engine.next_deadline().map(Instant::as_micros);
+        let deadline = [engine, retry].into_iter().flatten().min()?;
+        let late = if self.random.chance(80) { 0 } else { self.random.range(0, 5 * MS) };
+        Some(self.clock.when(deadline) + late)
     }
 
     fn act_on_deadlines(&mut self, now: u64, history: &mut History) {
-        if self.engine.next_deadline().is_some_and(|deadline| deadline <= self.clock.instant(now)) {
-            self.engine.handle_timeout(self.clock.instant(now));
-            self.carry_out(now, history);
+        let local = self.clock.shows(now);
+        if self.engine.next_deadline().is_some_and(|deadline| deadline.as_micros() <= local) {
+            history.ledgers[self.run.host].look(local);
+            self.engine.handle_timeout(Instant::from_micros(local));
+            self.carry_out(history);
+        }
+        for pending in self.claims.values_mut() {
+            if pending.retry_at.is_some_and(|at| at <= local) {
+                pending.retry_at = None;
+                self.out.push(Out::Store(pending.operation.clone()));
+            }
         }
     }
 
-    fn take(&mut self, now: u64, arrival: Arrival, history: &mut History, random: &mut Random) {
+    fn take(&mut self, now: u64, arrival: Arrival, history: &mut History) {
         match arrival {
-            Arrival::Message(stream, ToHost::Hello { seq, resume }) => {
-                self.hello(now, stream, seq, resume, history, random);
-            }
+            Arrival::Message(stream, ToHost::Hello { seq, resume }) => self.hello(now, stream, seq, resume, history),
             Arrival::Message(stream, message) => self.message(now, stream, message, history),
             Arrival::StreamEnd(stream) => {
                 let Some(session) = self.by_stream.remove(&stream) else { return };
@@ -115,7 +137,7 @@ impl Host {
                 self.feed(now, Input::SuspendSession { session }, history);
             }
             Arrival::Store(event) => self.store_event(now, event, history),
-            Arrival::Drain => self.feed(now, Input::Drain, history),
+            Arrival::Order(input) => self.feed(now, input, history),
         }
     }
 
@@ -124,66 +146,56 @@ impl Host {
         now: u64,
         stream: Stream,
         seq: u64,
-        resume: Option<(u64, u64, turnstile_core::Resume)>,
+        resume: Option<(SessionName, turnstile_core::Resume)>,
         history: &mut History,
-        random: &mut Random,
     ) {
-        let incarnation = self.incarnation;
-        if let Some((of, id, resume)) = resume
-            && of == incarnation
-            && let Some(connection) = self.sessions.get_mut(&SessionId(id))
+        let seq = HeartbeatSeq(seq);
+        if let Some((name, mut resume)) = resume
+            && name.run == self.run
+            && let Some(connection) = self.sessions.get_mut(&SessionId(name.number))
         {
+            // What arrives late of an older stream.
             if stream.1 <= connection.stream.1 {
                 return;
             }
             self.by_stream.remove(&connection.stream);
-            *connection = Connection { stream, connected: true, heard: now };
-            let session = SessionId(id);
+            *connection = Connection { stream, connected: true };
+            let session = SessionId(name.number);
             self.by_stream.insert(stream, session);
-            self.out.push(Out::Send(stream, ToClient::Welcome { incarnation, session: id, resumed: true }));
-            history.count("resumed");
-            let mut listed: Vec<u64> = resume.waiters.iter().map(|acquire| acquire.request.0).collect();
-            listed.retain(|id| !resume.releases.iter().any(|(released, _)| released.0 == *id));
-            history.left(|of, request| of == id && !listed.contains(&request));
-            for acquire in &resume.waiters {
-                let known = self.keys.entry((session, acquire.request)).or_insert((acquire.keys[0].key.clone(), None));
-                if known.1.is_none() {
-                    history.queued(&acquire.keys[0].key, id, acquire.request.0);
-                }
+            self.out.push(Out::Send(stream, ToClient::Welcome { session: name, resumed: true }));
+            history.log.count("resumed");
+            for acquire in &mut resume.waiters {
+                self.choose_secret(acquire);
             }
-            self.feed(now, Input::ResumeSession { session, seq: HeartbeatSeq(seq), resume }, history);
+            self.feed(now, Input::ResumeSession { session, seq, resume }, history);
             return;
         }
-        let session = SessionId(random.next());
-        self.sessions.insert(session, Connection { stream, connected: true, heard: now });
+        let session = SessionId(self.random.next());
+        let name = SessionName { run: self.run, number: session.0 };
+        self.sessions.insert(session, Connection { stream, connected: true });
         self.by_stream.insert(stream, session);
-        self.out.push(Out::Send(stream, ToClient::Welcome { incarnation, session: session.0, resumed: false }));
-        self.feed(now, Input::OpenSession { session, seq: HeartbeatSeq(seq) }, history);
+        self.out.push(Out::Send(stream, ToClient::Welcome { session: name, resumed: false }));
+        self.feed(now, Input::OpenSession { session, seq }, history);
+    }
+
+    fn choose_secret(&mut self, acquire: &mut Acquire) {
+        if let Reentry::Offer(secret) = &mut acquire.reentry {
+            let numbers = [self.random.next(), self.random.next()];
+            *secret = HolderSecret(((u128::from(numbers[0]) << 64) | u128::from(numbers[1])).to_be_bytes());
+        }
     }
 
     fn message(&mut self, now: u64, stream: Stream, message: ToHost, history: &mut History) {
         let Some(session) = self.by_stream.get(&stream).copied() else { return };
         let input = match message {
             ToHost::Hello { .. } => return,
-            ToHost::Heartbeat { seq } => {
-                if let Some(connection) = self.sessions.get_mut(&session) {
-                    connection.heard = now;
-                }
-                Input::Heartbeat { session, seq: HeartbeatSeq(seq) }
-            }
-            ToHost::Acquire(acquire) => {
-                self.keys.insert((session, acquire.request), (acquire.keys[0].key.clone(), None));
-                history.queued(&acquire.keys[0].key, session.0, acquire.request.0);
+            ToHost::Heartbeat { seq } => Input::Heartbeat { session, seq: HeartbeatSeq(seq) },
+            ToHost::Acquire(mut acquire) => {
+                self.choose_secret(&mut acquire);
                 Input::Acquire { session, acquire }
             }
-            ToHost::Cancel(request) => {
-                history.left(|of, id| (of, id) == (session.0, request));
-                Input::Cancel { session, request: RequestId(request) }
-            }
-            ToHost::Release(request, ending) => {
-                history.left(|of, id| (of, id) == (session.0, request));
-                Input::Release { session, request: RequestId(request), ending }
-            }
+            ToHost::Cancel(request) => Input::Cancel { session, request: RequestId(request) },
+            ToHost::Release(request, ending) => Input::Release { session, request: RequestId(request), ending },
         };
         self.feed(now, input, history);
     }
@@ -191,117 +203,150 @@ impl Host {
     fn store_event(&mut self, now: u64, event: Event, history: &mut History) {
         let local = self.clock.shows(now);
         let input = match event {
-            Event::Gained { key, claim, epoch, lock_delay, quarantine_left } => Input::OwnershipGained {
-                key,
-                claim,
-                epoch: Epoch(epoch),
-                lock_delay: Duration::from_micros(lock_delay),
-                quarantined_until: Instant::from_micros(local + store::kept_off(quarantine_left)),
-            },
-            Event::Queued { key, claim } => Input::OwnershipQueued { key, claim },
-            Event::Refused { key, claim } => Input::OwnershipRefused { key, claim },
+            Event::Gained { key, claim, epoch, lock_delay, quarantine_left } => {
+                self.answered(&key, claim);
+                let quarantined_until = Instant::from_micros(local + store::kept_off(quarantine_left));
+                let (epoch, lock_delay) = (Epoch(epoch), Duration::from_micros(lock_delay));
+                Input::OwnershipGained { key, claim, epoch, lock_delay, quarantined_until }
+            }
+            Event::Queued { key, claim } => {
+                self.answered(&key, claim);
+                Input::OwnershipQueued { key, claim }
+            }
+            Event::Failed { key, claim, why } => {
+                if !self.gives_up(local, &key, claim, why) {
+                    return;
+                }
+                Input::OwnershipRefused { key, claim }
+            }
             Event::Contended { key } => Input::OwnershipContended { key },
-            Event::Lost { key } => Input::OwnershipLost { key },
+            Event::Lost { key } => {
+                if self.engine.owns(&key) {
+                    self.claims.remove(&key);
+                }
+                Input::OwnershipLost { key }
+            }
             Event::LeaseRenewed { sent } => {
-                Input::LeaseRenewed { until: Instant::from_micros(store::lease_until(sent)) }
+                let anchor = if self.sabotage == Sabotage::LeaseAnchoredAtReceipt { local } else { sent };
+                // Less the allowance for clock rates.
+                Input::LeaseRenewed { until: Instant::from_micros(anchor + self.lease_ttl * 98 / 100) }
             }
             Event::LeaseLost => {
-                self.in_store += 1;
-                history.count("leases lost");
+                self.in_store.life += 1;
+                self.claims.clear();
+                history.log.count("leases lost");
                 Input::LeaseLost
             }
+            Event::LeaseEnded => return self.out.push(Out::Exit),
         };
         self.feed(now, input, history);
     }
 
-    fn feed(&mut self, now: u64, input: Input, history: &mut History) {
-        history.note(now, || format!("host <- {input:?}"));
-        self.engine.handle(self.clock.instant(now), input);
-        self.carry_out(now, history);
+    fn answered(&mut self, key: &LockKey, claim: ClaimId) {
+        if self.claims.get(key).is_some_and(|pending| pending.claim == claim) {
+            self.claims.remove(key);
+        }
     }
 
-    fn carry_out(&mut self, now: u64, history: &mut History) {
-        if self.checks {
+    /// The driver's policy for failed claims; false if it is tried again, or nobody's any more.
+    fn gives_up(&mut self, local: u64, key: &LockKey, claim: ClaimId, why: Failure) -> bool {
+        let Some(pending) = self.claims.get_mut(key).filter(|pending| pending.claim == claim) else { return false };
+        let wanted = self.engine.owns(key) || self.engine.queue_length(key) > 0;
+        let why = match why {
+            Failure::Ambiguous if self.sabotage == Sabotage::AmbiguousTakenForFailed => Failure::Rejected,
+            why => why,
+        };
+        if why == Failure::Rejected || (why == Failure::Unavailable && !wanted) {
+            self.claims.remove(key);
+            return true;
+        }
+        pending.retry_at = Some(local + pending.pause);
+        pending.pause = (pending.pause * 2).min(2 * SECOND);
+        false
+    }
+
+    fn feed(&mut self, now: u64, input: Input, history: &mut History) {
+        let local = self.clock.shows(now);
+        let host = self.run.host;
+        match input {
+            Input::Heartbeat { .. } | Input::LeaseRenewed { .. } => {
+                history.log.note_routine(|| format!("host {host} <- {input:?}"));
+            }
+            _ => history.log.note(|| format!("host {host} <- {input:?}")),
+        }
+        if let Input::ForceRelease { key, token, delay: turnstile_core::ForcedDelay::Skip } = &input {
+            let token = token.map(|token| token.as_u64());
+            history.possessions.vouch(now, key, token, self.run, &history.tokens);
+        }
+        history.ledgers[host].hear(local, &input);
+        self.engine.handle(Instant::from_micros(local), input);
+        self.carry_out(history);
+    }
+
+    /// After each step of the engine: it must find no fault with itself (one that is made to err is judged by its deeds
+    /// alone), and do what it was allowed to.
+    fn carry_out(&mut self, history: &mut History) {
+        self.steps += 1;
+        if self.sabotage == Sabotage::Nothing {
             self.engine.check();
         }
         if let Some(fault) = self.engine.fault() {
-            history.violate(now, format!("fault: {fault}"));
+            history.log.violate("fault", fault.to_string());
         }
         let (engine, bounds) = (&self.engine, &self.bounds);
         if engine.session_count() > bounds.sessions_max || engine.key_count() > bounds.keys_max {
-            history.violate(now, "I7: too many sessions or keys".into());
+            history.log.violate("I7 too many sessions or keys", format!("host {}", self.run.host));
         }
+        let host = self.run.host;
         while let Some(command) = self.engine.poll_command() {
-            history.note(now, || format!("host -> {command:?}"));
-            history.count("commands");
-            self.carry_out_one(now, command, history);
+            match command {
+                Command::AckHeartbeat { .. } => history.log.note_routine(|| format!("host {host} -> {command:?}")),
+                _ => history.log.note(|| format!("host {host} -> {command:?}")),
+            }
+            history.ledgers[host].say(&command, &mut history.tokens, &mut history.log);
+            self.carry_out_one(command, history);
         }
+        history.ledgers[host].rest(&mut history.log);
     }
 
-    fn carry_out_one(&mut self, now: u64, command: Command, history: &mut History) {
+    fn carry_out_one(&mut self, command: Command, history: &mut History) {
         match command {
-            Command::Grant { session, request, keys, seq, valid, .. } => {
-                let token = keys[0].token;
-                self.judge_grant(now, session, request, token.as_u64(), history);
-                let grant =
-                    ToClient::Grant { request: request.0, token: token.as_u64(), seq: seq.0, valid: micros(valid) };
-                self.send(session, grant);
+            Command::Grant { session, request, keys, secret, seq, valid, .. } => {
+                let (request, seq, valid) = (request.0, seq.0, micros(valid));
+                self.send(session, ToClient::Grant { request, keys, secret, seq, valid });
             }
-            Command::Reject { session, request, reason, .. } => {
-                history.left(|of, id| (of, id) == (session.0, request.0));
-                self.send(session, ToClient::Reject { request: request.0, reason });
+            Command::Reject { session, request, .. } => {
+                self.send(session, ToClient::Reject { request: request.0 });
             }
-            Command::Lost { session, request, reason } => {
-                history.count("holds lost");
-                // What was lost before its grant was heard of may be asked for again.
-                self.keys.remove(&(session, request));
-                self.send(session, ToClient::Lost { request: request.0, reason });
+            Command::Lost { session, request, .. } => {
+                history.log.count("holds lost");
+                self.send(session, ToClient::Lost { request: request.0 });
             }
             Command::AckHeartbeat { session, seq, valid } => {
                 self.send(session, ToClient::Ack { seq: seq.0, valid: micros(valid) });
             }
-            Command::EndSession { session, .. } => {
-                history.count("sessions ended");
-                history.left(|of, _| of == session.0);
-                self.ended.insert((self.incarnation, session.0), now);
+            Command::EndSession { session, reason } => {
+                history.log.count("sessions ended");
+                self.out.push(Out::Ended(SessionName { run: self.run, number: session.0 }, reason));
                 if let Some(connection) = self.sessions.remove(&session) {
                     self.by_stream.remove(&connection.stream);
                     self.out.push(Out::Close(connection.stream));
                 }
             }
             Command::ClaimOwnership { key, claim, lock_delay, new_epoch } => {
-                history.count("claims");
+                history.log.count("claims");
                 let lock_delay = micros(lock_delay);
-                self.out.push(Out::Store(Operation::Claim { key, claim, lock_delay, new_epoch }));
+                let operation = Operation::Claim { key: key.clone(), claim, lock_delay, new_epoch };
+                let (again, pause) = (operation.clone(), 50 * MS);
+                self.claims.insert(key, Pending { claim, operation: again, pause, retry_at: None });
+                self.out.push(Out::Store(operation));
             }
             Command::YieldOwnership { key } => {
-                history.count("yields");
+                self.claims.remove(&key);
                 self.out.push(Out::Store(Operation::Yield { key }));
             }
-            Command::Drained => self.out.push(Out::Drained),
+            Command::Drained => self.out.push(Out::Store(Operation::EndLease)),
         }
-    }
-
-    fn judge_grant(&mut self, now: u64, session: SessionId, request: RequestId, token: u64, history: &mut History) {
-        let connection = self.sessions.get(&session);
-        if !connection.is_some_and(|connection| connection.connected) {
-            history.violate(now, format!("I4: a grant to {session:?}, which has no stream"));
-        }
-        let Some((key, before)) = self.keys.get_mut(&(session, request)) else {
-            history.violate(now, format!("I5: a grant to {request:?}, which did not ask"));
-            return;
-        };
-        if *before == Some(token) {
-            history.count("grants told again");
-            return;
-        }
-        *before = Some(token);
-        history.granted(now, key, token);
-        let (sessions, ttl) = (&self.sessions, micros(self.bounds.session_ttl));
-        history.served(now, session.0, request.0, |of| match sessions.get(&SessionId(of)) {
-            Some(ahead) if ahead.connected && now - ahead.heard < ttl / 2 => Liveness::Live,
-            _ => Liveness::Passable,
-        });
     }
 
     fn send(&mut self, session: SessionId, message: ToClient) {

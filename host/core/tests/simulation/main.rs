@@ -1,169 +1,135 @@
-//! Seeded random histories of one host, its clients, and a store under faults, judged by what was believed and done.
+//! Seeded random histories of several hosts, their clients and a store, in virtual time and under faults.
 //!
-//! `TURNSTILE_SIM_SEED=<seed>` replays one history and prints it; `TURNSTILE_SIM_RUNS=<count>` looks further.
+//! **The world** (`world`, `links`, `faults`) runs real engines, each in a model of its process (`host`: streams,
+//! the driver's claims and retries), with 1 to 3 clients each (`client`: a proxy worker by the book) and one store
+//! (`store`: the contract of `host/src/store`). Every machine has its own clock, up to 1 % wrong. Streams delay, stall and
+//! break, with what was under way lost on either side and stale messages arriving late; processes freeze (hosts also
+//! past their lease), die (also right after a grant) and restart; hosts drain; claims fail, landed or not; records are
+//! deleted by hand; operators force holds to end.
+//!
+//! **A case** (`case`) names one history: a seed, and what is left out of its `script` (the requests and faults, drawn in
+//! advance) and of its weather. Each part of the world has its own randomness, so that leaving out one thing changes
+//! nothing else; that is how a failure is shrunk (`shrink`, `report`).
+//!
+//! **The verdict** (`run`): after every step of an engine its own `check()`, and at all times the `history`, which knows
+//! nothing of any engine's state. It judges
+//! - what clients believed and upstreams worked on, over all hosts: I1 for holds and orphans in their modes and in
+//!   families of joined holds, beliefs below a barrier (`possessions`); I3 (`world`); I5 by the client;
+//! - the tokens, over all hosts: I2 (`tokens`);
+//! - what each host was told and said: I4 (nobody overtaken; pinned keys kept; the handoff budget), I5 (honest rejects,
+//!   what is joined to what, hold limits), I7 (`ledger`, `verdicts`, `families`, `ownership`);
+//! - and in the end I6: every key can be had at every host, and all keys by all hosts at once.
+//!
+//! **The proof that it bites** (`mutants`): some thirty things done wrong on purpose, in the engine, the driver, the client
+//! and the store, each caught by the history alone.
+//!
+//! How several keys queue (I4): a request stands in the queue of its smallest key from the start, and in that of each
+//! further key while it is first in line for all smaller ones and those would admit it. So one that came later may be
+//! served before it on a key that it does not queue for yet, and never on one that it queues for. The ledger takes it to
+//! queue for a further key only when the smaller ones surely admit it: they are ours, nobody holds them or came before,
+//! nothing lingers, and a step has passed since.
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `TURNSTILE_SIM_RUNS` | so many seeds instead of the usual number |
+//! | `TURNSTILE_SIM_FIRST` | the first seed |
+//! | `TURNSTILE_SIM_CASE` | this case alone, with its trace; a failure prints it |
+//! | `TURNSTILE_SIM_SABOTAGE` | with something done wrong, such as `Engine(NoLockDelay)` |
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // A test fails by panicking.
 
+mod case;
 mod client;
 mod clock;
+mod explore;
+mod faults;
 mod history;
 mod host;
-mod phantom;
+mod links;
+mod log;
+mod mutants;
+mod plan;
 mod random;
+mod report;
+mod run;
+mod script;
+mod shrink;
 mod store;
 mod wire;
 mod world;
 
-use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use case::Case;
+use mutants::Sabotage;
+use run::run;
 
-use turnstile_core::Mutation;
+/// More than a million steps of the engines.
+const RUNS: u64 = 2_500;
 
-use crate::clock::{MS, SECOND, micros};
-use crate::world::{Sabotage, World};
-
-const RUNS: u64 = 2_000;
-
-/// A mutation must be caught within this many runs.
-const MUTANT_RUNS: u64 = 6_000;
-
-/// What one history came to.
-struct Verdict {
-    violation: Option<String>,
-    log: Vec<String>,
-    steps: u64,
-    counts: BTreeMap<&'static str, u64>,
-}
+/// Histories in which nothing happens prove nothing: each of these comes at least once in twenty runs.
+const HAPPENS: [&str; 20] = [
+    "grants",
+    "rejected",
+    "cancelled",
+    "granted too late",
+    "grants told again",
+    "promise ended",
+    "holds lost",
+    "forced",
+    "resumed",
+    "sessions ended",
+    "hosts killed",
+    "hosts drained",
+    "leases lost",
+    "yields",
+    "claims failed",
+    "claims unanswered",
+    "several keys granted",
+    "joined",
+    "reject: upgrade",
+    "reject: wait hopeless",
+];
 
 #[test]
 fn histories_keep_the_invariants() {
-    if let Some(seed) = number_from("TURNSTILE_SIM_SEED") {
-        let verdict = history(seed, Sabotage::default(), true);
-        for line in &verdict.log {
-            println!("{line}");
-        }
-        assert_eq!(verdict.violation, None, "seed {seed}");
-        return;
+    let sabotage = match std::env::var("TURNSTILE_SIM_SABOTAGE") {
+        Ok(name) => Sabotage::named(&name).unwrap_or_else(|| panic!("TURNSTILE_SIM_SABOTAGE: no such thing is done")),
+        Err(_) => Sabotage::Nothing,
+    };
+    if let Ok(text) = std::env::var(report::CASE) {
+        return replay(&text, sabotage);
     }
+    let first = number_from("TURNSTILE_SIM_FIRST").unwrap_or(0);
     let runs = number_from("TURNSTILE_SIM_RUNS").unwrap_or(RUNS);
-    let mut counts = BTreeMap::new();
-    let mut steps = 0;
     let started = std::time::Instant::now();
-    for seed in 0..runs {
-        let verdict = history(seed, Sabotage::default(), false);
-        if let Some(violation) = verdict.violation {
-            panic!(
-                "seed {seed}: {violation}\nreplay: TURNSTILE_SIM_SEED={seed} \
-                 cargo test -p turnstile-core --test simulation histories -- --nocapture"
-            );
-        }
-        steps += verdict.steps;
-        for (what, count) in verdict.counts {
-            *counts.entry(what).or_insert(0) += count;
-        }
+    let summary = explore::explore(first..first + runs, sabotage);
+    if let Some((seed, violation)) = summary.failure {
+        panic!("{}", report::failure(&Case::whole(seed), &violation, sabotage));
     }
-    println!("{runs} runs, {steps} steps in {:?}: {counts:?}", started.elapsed());
-    // Histories in which nothing happens prove nothing.
-    for what in ["grants", "rejected", "cancelled", "granted too late", "promise ended", "holds lost", "resumed"] {
-        assert!(counts.get(what).is_some_and(|count| *count >= runs / 20), "{what}: {counts:?}");
-    }
-    for what in ["grants told again", "leases lost", "hosts killed", "sessions ended", "yields"] {
-        assert!(counts.get(what).is_some_and(|count| *count >= runs / 20), "{what}: {counts:?}");
+    println!("{} runs, {} steps in {:?}: {:?}", summary.runs, summary.steps, started.elapsed(), summary.counts);
+    assert!(runs < RUNS || summary.steps >= 1_000_000, "too few steps");
+    for what in HAPPENS {
+        assert!(summary.counts.get(what).is_some_and(|count| *count >= runs / 20), "{what}: {:?}", summary.counts);
     }
 }
 
-/// One history: faults and load, then calm, then a probe of every key.
-fn history(seed: u64, sabotage: Sabotage, verbose: bool) -> Verdict {
-    let mut world = World::new(seed, sabotage, verbose);
-    let outcome = catch_unwind(AssertUnwindSafe(|| live(&mut world)));
-    let mut violation = world.history.violation().map(str::to_owned);
-    if let Err(panic) = outcome {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        violation = Some(format!("check: {}", text.unwrap_or_default()));
+fn replay(text: &str, sabotage: Sabotage) {
+    let case: Case = text.parse().unwrap_or_else(|what| panic!("{}: {what}", report::CASE));
+    let verdict = run(&case, sabotage, true);
+    for line in &verdict.lines {
+        println!("{}", line.text);
     }
-    Verdict {
-        violation,
-        log: world.history.log().to_vec(),
-        steps: world.steps,
-        counts: std::mem::take(&mut world.history.counts),
+    if let Some(violation) = verdict.violation {
+        panic!("{violation}");
     }
 }
 
-fn live(world: &mut World) {
-    let covered = world.plan.lock_delay_covers;
-    world.run(world.plan.calm);
-    world.store.refusals = 0;
-    for client in &mut world.clients {
-        client.rest();
-    }
-    // I6: session TTL, the store's bound, the lock delay; and I5: all waits.
-    let ttl = micros(world.plan.config.session_ttl);
-    let bound = 8 * SECOND + ttl + store::LEASE_TTL + world.plan.lock_delay_max + world.plan.wait_max + 2 * SECOND;
-    world.run(world.plan.calm + bound);
-    world.history.judge_overlaps(world.now, covered);
-    world.history.judge_endings(world.now);
-    probe(world);
-}
-
-/// I6: every key can be had again.
-fn probe(world: &mut World) {
-    if world.history.violation().is_some() {
-        return;
-    }
-    for key in world.keys.clone() {
-        let client = &mut world.clients[0];
-        if !client.is_up() {
-            world.history.violate(world.now, "I6: a client has no session long after all faults".into());
-            return;
-        }
-        let before = world.history.counts.get("granted").copied().unwrap_or(0);
-        client.ask(world.now, key.clone(), SECOND, 0, MS, &mut world.history);
-        world.run(world.now + 2 * SECOND);
-        if world.history.counts.get("granted").copied().unwrap_or(0) != before + 1 {
-            world.history.violate(world.now, format!("I6: {key} cannot be had"));
-        }
-    }
-    world.history.judge_endings(world.now);
-    world.history.judge_overlaps(world.now, world.plan.lock_delay_covers);
-}
-
-/// No hash map's order, and no clock, gets into what the engine does.
+/// No hash map's order, and no clock, gets into what happens.
 #[test]
-fn a_seed_means_one_history() {
+fn a_case_means_one_history() {
     for seed in 0..30 {
-        let (first, second) = (history(seed, Sabotage::default(), true), history(seed, Sabotage::default(), true));
-        assert!(first.log.len() > 100, "seed {seed} tells nothing");
-        assert_eq!(first.log, second.log, "seed {seed}");
-    }
-}
-
-/// By the history, not by the engine's own check, which is off here.
-#[test]
-fn every_mutation_is_caught() {
-    let engine = |mutation| Sabotage { engine: Some(mutation), anchor_at_receipt: false };
-    let mutants = [
-        (engine(Mutation::NoLockDelay), "I1: orphan"),
-        (engine(Mutation::EndBeforePromise), "I1: "),
-        (engine(Mutation::LeaseIgnored), "I3"),
-        (engine(Mutation::LockDelayNotRaised), "I1: orphan"),
-        (engine(Mutation::SequenceReset), "I2"),
-        (engine(Mutation::SuspendedGranted), "I4"),
-        (engine(Mutation::ReleaseLostInResume), "I6"),
-        (engine(Mutation::SessionCutShort), "I3"),
-        (engine(Mutation::LastComeFirstServed), "I4"),
-        (engine(Mutation::TimeoutNotTold), "I5"),
-        (engine(Mutation::PredecessorIgnored), "I1"),
-        (Sabotage { engine: None, anchor_at_receipt: true }, "I3"),
-    ];
-    for (sabotage, expected) in mutants {
-        let caught = (0..MUTANT_RUNS).find_map(|seed| {
-            let violation = history(seed, sabotage, false).violation?;
-            violation.contains(expected).then_some((seed, violation))
-        });
-        match caught {
-            Some((seed, violation)) => println!("{sabotage:?}: caught by seed {seed}: {violation}"),
-            None => panic!("{sabotage:?} was not caught as {expected} in {MUTANT_RUNS} runs"),
-        }
+        let case = Case::whole(seed);
+        let (first, second) = (run(&case, Sabotage::Nothing, true), run(&case, Sabotage::Nothing, true));
+        assert!(first.lines.len() > 100, "seed {seed} tells nothing");
+        assert_eq!(first.lines, second.lines, "seed {seed}");
     }
 }
 

@@ -1,440 +1,470 @@
-//! The world of one run: true time, links that delay and break, and faults, all from one seed.
+//! One world: hosts, their clients and the store in virtual true time, with all that passes between them.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
-use turnstile_core::{Config, HandoffBudget, LockKey, Mutation};
+use turnstile_core::{EndReason, HolderSecret, LockKey};
 
-use crate::client::{self, Client, Habits};
-use crate::clock::{Clock, MS, SECOND, micros};
+use crate::case::{Case, Kept, Weather};
+use crate::client::{self, Client};
+use crate::clock::SECOND;
 use crate::history::History;
-use crate::host::{self, Arrival, Host, Stream};
-use crate::phantom::Phantom;
-use crate::random::Random;
-use crate::store::{self, Incarnation, Operation, Store};
-use crate::wire::{ToClient, ToHost};
-
-/// What a run breaks on purpose.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Sabotage {
-    pub(crate) engine: Option<Mutation>,
-    pub(crate) anchor_at_receipt: bool,
-}
-
-/// The times of one run.
-#[derive(Clone, Debug)]
-pub(crate) struct Plan {
-    pub(crate) config: Config,
-    pub(crate) lock_delay_covers: bool,
-    pub(crate) lock_delay_max: u64,
-    pub(crate) wait_max: u64,
-    /// Faults end here.
-    pub(crate) calm: u64,
-}
+use crate::history::ledger::Ledger;
+use crate::host::{self, Host};
+use crate::links::Links;
+use crate::mutants::Sabotage;
+use crate::script::{Begin, Death, Script};
+use crate::store::{Event as StoreEvent, Incarnation, Operation, Store};
+use crate::wire::{Run, SessionName, Stream, ToClient, ToHost};
 
 enum Event {
     ToHost(Stream, ToHost),
     ToClient(Stream, ToClient),
     HostSeesEnd(Stream),
     ClientSeesEnd(Stream),
-    HostWake,
+    HostWake(usize),
     ClientWake(usize),
+    Ask(usize, Option<HolderSecret>),
     Worked { client: usize, request: u64 },
     AtStore(Incarnation, Operation),
-    FromStore(Incarnation, store::Event),
-    KeepAlive,
+    FromStore(Incarnation, StoreEvent),
+    KeepAlive(Run),
+    Dies(Run, Death),
     StoreLooks,
-    Phantom,
-    Fault,
+    Fault(usize),
 }
 
 pub(crate) struct World {
     pub(crate) now: u64,
+    pub(crate) seed: u64,
+    pub(crate) script: Rc<Script>,
     pub(crate) history: History,
-    pub(crate) plan: Plan,
-    pub(crate) host: Host,
+    pub(crate) hosts: Vec<HostPlace>,
+    pub(crate) clients: Vec<ClientPlace>,
     pub(crate) store: Store,
-    pub(crate) clients: Vec<Client>,
-    pub(crate) random: Random,
-    pub(crate) keys: Vec<LockKey>,
-    sabotage: Sabotage,
-    phantom: Phantom,
+    pub(crate) links: Links,
+    pub(crate) sabotage: Sabotage,
     events: BTreeMap<(u64, u64), Event>,
     last_event: u64,
-    /// When the last message of each direction arrives: streams do not overtake themselves.
-    arrivals: BTreeMap<(Stream, bool), u64>,
-    store_arrivals: [u64; 2],
-    broken: BTreeMap<Stream, u64>,
-    client_frozen: Vec<u64>,
-    slow: BTreeMap<(usize, bool), u64>,
-    store_out_until: u64,
-    host_down_until: u64,
-    /// The next time the host is woken for; there is one such event.
-    host_wake: u64,
-    pub(crate) steps: u64,
+    /// Requests to make right after others were granted.
+    nested: BTreeMap<usize, Vec<usize>>,
+    /// When sessions ended by the host's decision.
+    ended: BTreeMap<SessionName, u64>,
+    /// Steps of engines that are gone.
+    steps_before: u64,
+}
+
+/// A machine that runs a host.
+pub(crate) struct HostPlace {
+    pub(crate) process: Host,
+    pub(crate) down_until: u64,
+    pub(crate) frozen_until: u64,
+    /// Claims fail until then, and so many percent of them land all the same; so many are refused.
+    pub(crate) claims_fail: (u64, u64),
+    pub(crate) refusals: u32,
+    /// It dies so long after its next grant.
+    pub(crate) doomed: Option<Death>,
+    wake: u64,
+}
+
+/// A machine that runs a client.
+pub(crate) struct ClientPlace {
+    pub(crate) process: Client,
+    pub(crate) frozen_until: u64,
+    wake: u64,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, sabotage: Sabotage, verbose: bool) -> Self {
-        let mut random = Random::new(seed);
-        let plan = Plan::random(&mut random);
-        let names = ["k/a", "k/b", "k/c"];
-        let keys: Vec<LockKey> =
-            names[..random.range(1, 3) as usize].iter().map(|name| LockKey::parse(name).expect("a key")).collect();
-        let host = Host::new(1, Clock::random(&mut random), plan.config.clone(), sabotage.engine);
+    pub(crate) fn new(case: &Case, sabotage: Sabotage, verbose: bool) -> Self {
+        let script = Rc::new(Script::of(case));
+        let config = &script.plan.config;
+        let now = SECOND;
+        let place = |host: usize| HostPlace {
+            process: Host::new(Run { host, run: 1 }, case.seed, &script.plan, sabotage),
+            down_until: 0,
+            frozen_until: 0,
+            claims_fail: (0, 0),
+            refusals: 0,
+            doomed: None,
+            wake: u64::MAX,
+        };
+        let hosts: Vec<HostPlace> = (0..script.plan.hosts.len()).map(place).collect();
+        let ledgers = hosts.iter().map(|host| Ledger::new(host.process.run, config.clone())).collect();
+        let clients = (0..script.plan.clients.len()).map(|number| ClientPlace {
+            process: Client::new(number, case.seed, Rc::clone(&script), now, sabotage),
+            frozen_until: 0,
+            wake: u64::MAX,
+        });
         let mut world = Self {
-            now: SECOND,
-            history: History::new(verbose),
-            host,
-            store: Store::default(),
-            clients: Vec::new(),
-            phantom: Phantom::default(),
+            now,
+            seed: case.seed,
+            history: History::new(ledgers, verbose),
+            hosts,
+            clients: clients.collect(),
+            store: Store::new(script.plan.lease_ttl, sabotage),
+            links: Links::new(case.seed, case.weather),
+            sabotage,
             events: BTreeMap::new(),
             last_event: 0,
-            arrivals: BTreeMap::new(),
-            store_arrivals: [0; 2],
-            broken: BTreeMap::new(),
-            client_frozen: Vec::new(),
-            slow: BTreeMap::new(),
-            store_out_until: 0,
-            host_down_until: 0,
-            host_wake: u64::MAX,
-            steps: 0,
-            sabotage,
-            plan,
-            keys,
-            random,
+            nested: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            steps_before: 0,
+            script,
         };
-        world.store.immortal(crate::phantom::INCARNATION);
-        let habits = Habits {
-            keys: world.keys.clone(),
-            pause: world.random.pick(&[100 * MS, 400 * MS, SECOND]),
-            wait_max: world.plan.wait_max,
-            lock_delay_min: if world.plan.lock_delay_covers { 100 * MS } else { 0 },
-            lock_delay_max: world.plan.lock_delay_max,
-            lock_delay_covers: world.plan.lock_delay_covers,
-            anchor_at_receipt: sabotage.anchor_at_receipt,
-        };
-        for number in 0..world.random.range(2, 4) as usize {
-            let clock = Clock::random(&mut world.random);
-            let client = Client::new(number, clock, habits.clone(), world.now, &mut world.random);
-            world.clients.push(client);
-            world.client_frozen.push(0);
-            world.schedule(0, Event::ClientWake(number));
-        }
-        for event in [Event::KeepAlive, Event::StoreLooks, Event::Phantom, Event::Fault] {
-            world.schedule(0, event);
-        }
+        world.stage(case);
         world
+    }
+
+    /// Puts what the case keeps of the script on the agenda.
+    fn stage(&mut self, case: &Case) {
+        let script = Rc::clone(&self.script);
+        let asks = case.asks.of(script.asks.len());
+        for number in asks.iter().copied() {
+            match script.asks[number].begin {
+                Begin::At(at) => self.schedule_at(at, Event::Ask(number, None)),
+                Begin::Nested { of, .. } => self.nested.entry(of).or_default().push(number),
+            }
+        }
+        for number in case.faults.of(script.faults.len()) {
+            self.schedule_at(script.faults[number].at, Event::Fault(number));
+        }
+        for host in 0..self.hosts.len() {
+            self.schedule(0, Event::KeepAlive(self.hosts[host].process.run));
+        }
+        for client in 0..self.clients.len() {
+            // In a case that was shrunk, clients without requests only serve the probe.
+            let speaks = case.asks == Kept::All || asks.iter().any(|number| script.asks[*number].client == client);
+            self.wake_client_at(client, if speaks { self.now } else { script.plan.calm });
+        }
+        if case.weather == Weather::Fair {
+            self.history.log.note(|| "fair weather".into());
+        }
+    }
+
+    /// Inputs and timeouts of all engines so far.
+    pub(crate) fn steps(&self) -> u64 {
+        self.steps_before + self.hosts.iter().map(|host| host.process.steps).sum::<u64>()
     }
 
     /// Runs until `until`, or the first violation.
     pub(crate) fn run(&mut self, until: u64) {
-        while self.history.violation().is_none() {
-            let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= until) else { break };
+        self.run_while(until, |_| true);
+    }
+
+    /// Runs until `until`, or the first violation, or `going` is false.
+    pub(crate) fn run_while(&mut self, until: u64, going: impl Fn(&Self) -> bool) {
+        while self.history.is_sound() && going(self) {
+            let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= until) else {
+                self.now = self.now.max(until);
+                break;
+            };
             self.now = entry.key().0;
+            self.history.log.now = self.now;
             let event = entry.remove();
-            self.steps += 1;
             self.happen(event);
-            self.carry_out_host();
-            self.carry_out_clients();
+            self.settle();
         }
-        self.now = self.now.max(until);
+    }
+
+    /// Carries out what hosts, clients and the store have said.
+    pub(crate) fn settle(&mut self) {
+        for host in 0..self.hosts.len() {
+            for out in std::mem::take(&mut self.hosts[host].process.out) {
+                self.carry_out_host(host, out);
+            }
+        }
+        for client in 0..self.clients.len() {
+            for out in std::mem::take(&mut self.clients[client].process.out) {
+                self.carry_out_client(client, out);
+            }
+        }
+        while let Some((to, event)) = self.store.events.pop_front() {
+            let at = self.links.event(self.now, to.of.host);
+            self.schedule_at(at, Event::FromStore(to, event));
+        }
     }
 
     fn happen(&mut self, event: Event) {
+        let now = self.now;
         match event {
-            Event::ToHost(stream, message) => self.reach_host(Arrival::Message(stream, message)),
-            Event::HostSeesEnd(stream) => self.reach_host(Arrival::StreamEnd(stream)),
-            Event::HostWake => {
-                if self.host_wake == self.now {
-                    self.host_wake = u64::MAX;
-                    self.wake_host();
+            Event::ToHost(stream, message) => {
+                if !self.links.is_cut(now, stream, true) {
+                    self.reach_host(self.host_of(stream), host::Arrival::Message(stream, message));
                 }
             }
-            Event::ToClient((number, generation), message) => {
-                if self.postpone_for_client(number, |at| (at, Event::ToClient((number, generation), message.clone()))) {
-                    return;
-                }
-                let client = &mut self.clients[number];
-                client.receive(self.now, generation, message, &mut self.history, &mut self.random);
-            }
-            Event::ClientSeesEnd((number, generation)) => {
-                if !self.postpone_for_client(number, |at| (at, Event::ClientSeesEnd((number, generation)))) {
-                    self.clients[number].disconnected(self.now, generation, &mut self.random);
+            Event::ToClient(stream, message) => {
+                if !self.links.is_cut(now, stream, false) {
+                    self.reach_client(stream.0, client::Arrival::Message(stream.1, message));
                 }
             }
-            Event::ClientWake(number) => {
-                if !self.postpone_for_client(number, |at| (at, Event::ClientWake(number))) {
-                    self.clients[number].wake(self.now, &mut self.history, &mut self.random);
-                    let next = self.clients[number].clock.when(self.clients[number].next_wake());
-                    let late = self.random.range(0, 2 * MS);
-                    let at = next.max(self.now).saturating_add(late).min(self.now + 50 * MS);
-                    self.schedule_at(at.max(self.now + 1), Event::ClientWake(number));
+            Event::HostSeesEnd(stream) => self.reach_host(self.host_of(stream), host::Arrival::StreamEnd(stream)),
+            Event::ClientSeesEnd((client, generation)) => {
+                self.reach_client(client, client::Arrival::StreamEnd(generation));
+            }
+            Event::HostWake(host) => {
+                if self.hosts[host].wake == now {
+                    self.hosts[host].wake = u64::MAX;
+                    self.turn_host(host);
                 }
             }
-            Event::Worked { client, request } => {
-                if !self.postpone_for_client(client, |at| (at, Event::Worked { client, request })) {
-                    self.clients[client].worked(self.now, request, &mut self.history, &mut self.random);
+            Event::ClientWake(client) => {
+                if self.clients[client].wake == now {
+                    self.clients[client].wake = u64::MAX;
+                    self.turn_client(client, None);
                 }
             }
-            Event::AtStore(from, operation) => {
-                self.store.submit(self.now, from, operation);
-                self.tell_store_events();
+            Event::Ask(ask, secret) => {
+                let client = self.script.asks[ask].client;
+                if now < self.script.plan.calm {
+                    self.reach_client(client, client::Arrival::Ask(ask, secret));
+                }
             }
+            Event::Worked { client, request } => self.reach_client(client, client::Arrival::Worked(request)),
+            Event::AtStore(from, operation) => self.reach_store(from, operation),
             Event::FromStore(to, event) => {
-                if to == self.host.in_store {
-                    self.reach_host(Arrival::Store(event));
+                let process = &self.hosts[to.of.host].process;
+                if to == process.in_store || (matches!(event, StoreEvent::LeaseEnded) && to.of == process.run) {
+                    self.reach_host(to.of.host, host::Arrival::Store(event));
                 }
             }
-            Event::KeepAlive => {
-                if self.host_runs() {
-                    let sent = self.host.clock.shows(self.now);
-                    self.reach_store(Operation::KeepAlive { sent });
-                }
-                self.schedule(SECOND, Event::KeepAlive);
-            }
-            Event::StoreLooks => {
-                self.store.expire(self.now);
-                self.tell_store_events();
-                self.schedule(50 * MS, Event::StoreLooks);
-            }
-            Event::Phantom => {
-                let calm = self.now >= self.plan.calm;
-                self.phantom.act(self.now, calm, &self.keys, &mut self.store, &mut self.history, &mut self.random);
-                self.tell_store_events();
-                self.schedule(20 * MS, Event::Phantom);
-            }
-            Event::Fault => {
-                if self.now < self.plan.calm {
-                    self.fault();
-                    let pause = self.random.range(50 * MS, 3 * SECOND);
-                    self.schedule(pause, Event::Fault);
+            Event::KeepAlive(run) => {
+                if self.hosts[run.host].process.run == run {
+                    self.keep_alive(run.host);
+                    self.schedule(self.script.plan.lease_ttl / 5, Event::KeepAlive(run));
                 }
             }
+            Event::Dies(run, death) => {
+                if self.hosts[run.host].process.run == run {
+                    self.kill_host(run.host, death);
+                }
+            }
+            Event::StoreLooks => self.store.expire(now),
+            Event::Fault(number) => self.fault(number),
         }
     }
 
-    fn fault(&mut self) {
-        let number = self.random.range(0, self.clients.len() as u64 - 1) as usize;
-        let duration = self.random.pick(&[50 * MS, 500 * MS, 2 * SECOND, 4 * SECOND, 7 * SECOND]);
-        let duration = self.random.range(duration / 2, duration);
-        let what = self.random.range(0, 99);
-        self.history.note(self.now, || format!("fault {what}, client {number}, {duration} us"));
-        match what {
-            0..=29 => {
-                let stream = (number, self.clients[number].generation);
-                self.break_stream(stream, duration);
-            }
-            // One that is frozen already is not frozen for longer: what arrived must stay in order.
-            30..=44 if self.client_frozen[number] <= self.now => self.client_frozen[number] = self.now + duration,
-            30..=44 => {}
-            45..=59 => {
-                self.slow.insert((number, self.random.chance(50)), self.now + duration);
-            }
-            60..=71 => self.host.frozen_until = Some(self.now + duration),
-            72..=79 => self.restart_host(duration),
-            80..=89 => self.store_out_until = self.now + duration,
-            90..=93 => {
-                let key = self.keys[self.random.range(0, self.keys.len() as u64 - 1) as usize].clone();
-                // Longer than any promise, and then the lock delay of the record.
-                let promises = micros(self.plan.config.session_ttl) * 105 / 100 + SECOND + duration;
-                self.store.tamper(self.now, &key, crate::phantom::INCARNATION, promises + self.plan.lock_delay_max);
-                self.tell_store_events();
-            }
-            94..=95 => self.reach_host(Arrival::Drain),
-            _ => self.store.refusals += 1,
-        }
+    // Hosts
+
+    pub(crate) fn host_of(&self, stream: Stream) -> usize {
+        self.script.plan.clients[stream.0].0
     }
 
-    // The host
-
-    fn host_runs(&self) -> bool {
-        self.now >= self.host_down_until && self.host.frozen_until.is_none()
-    }
-
-    fn reach_host(&mut self, arrival: Arrival) {
-        if self.now < self.host_down_until {
-            if let Arrival::Message(stream, ToHost::Hello { .. }) = arrival {
-                self.schedule(MS, Event::ClientSeesEnd(stream));
+    pub(crate) fn reach_host(&mut self, host: usize, arrival: host::Arrival) {
+        if self.now < self.hosts[host].down_until {
+            if let host::Arrival::Message(stream, ToHost::Hello { .. }) = arrival {
+                self.schedule(1_000, Event::ClientSeesEnd(stream));
             }
             return;
         }
-        self.host.inbox.push(arrival);
-        self.wake_host();
+        self.hosts[host].process.inbox.push(arrival);
+        self.turn_host(host);
     }
 
-    fn wake_host(&mut self) {
-        if self.now < self.host_down_until {
-            return;
+    fn turn_host(&mut self, host: usize) {
+        let place = &mut self.hosts[host];
+        let away_until = place.down_until.max(place.frozen_until);
+        if self.now < away_until {
+            return self.wake_host_at(host, away_until);
         }
-        if let Some(until) = self.host.frozen_until {
-            if self.now < until {
-                self.wake_host_at(until);
-                return;
-            }
-            self.host.frozen_until = None;
-        }
-        let deadlines_first = self.random.chance(50);
-        self.host.turn(self.now, deadlines_first, &mut self.history, &mut self.random);
-        if let Some(deadline) = self.host.next_deadline() {
-            let late = if self.random.chance(80) { 0 } else { self.random.range(0, 5 * MS) };
-            self.wake_host_at(deadline.max(self.now + 1) + late);
+        place.process.turn(self.now, &mut self.history);
+        if let Some(deadline) = place.process.next_deadline() {
+            self.wake_host_at(host, deadline.max(self.now + 1));
         }
     }
 
-    fn wake_host_at(&mut self, at: u64) {
-        if at < self.host_wake {
-            self.host_wake = at;
-            self.schedule_at(at, Event::HostWake);
+    pub(crate) fn wake_host_at(&mut self, host: usize, at: u64) {
+        if at < self.hosts[host].wake {
+            self.hosts[host].wake = at;
+            self.schedule_at(at, Event::HostWake(host));
         }
     }
 
-    fn restart_host(&mut self, duration: u64) {
-        self.history.note(self.now, || "the host is killed".into());
-        self.history.count("hosts killed");
-        self.history.queues_gone();
-        for number in 0..self.clients.len() {
-            let generation = self.clients[number].generation;
-            self.break_stream((number, generation), 100 * MS);
-        }
-        let incarnation = self.host.incarnation + 1;
-        let clock = self.host.clock;
-        self.host = Host::new(incarnation, clock, self.plan.config.clone(), self.sabotage.engine);
-        self.host_down_until = self.now + duration / 4;
-    }
-
-    fn carry_out_host(&mut self) {
-        for out in std::mem::take(&mut self.host.out) {
-            match out {
-                host::Out::Send(stream, message) => {
-                    if let Some(at) = self.arrival(stream, false) {
-                        self.schedule_at(at, Event::ToClient(stream, message));
-                    }
-                }
-                host::Out::Close(stream) => {
-                    if let Some(at) = self.arrival(stream, false) {
-                        self.schedule_at(at, Event::ClientSeesEnd(stream));
-                    }
-                }
-                host::Out::Store(operation) => self.reach_store(operation),
-                host::Out::Drained => {
-                    self.reach_store(Operation::EndLease);
-                    self.restart_host(SECOND);
-                }
-            }
+    fn keep_alive(&mut self, host: usize) {
+        let place = &self.hosts[host];
+        if self.now >= place.down_until.max(place.frozen_until) {
+            let sent = place.process.clock.shows(self.now);
+            self.send_to_store(host, Operation::KeepAlive { sent });
         }
     }
 
-    // The clients
-
-    fn carry_out_clients(&mut self) {
-        for number in 0..self.clients.len() {
-            for out in std::mem::take(&mut self.clients[number].out) {
-                self.carry_out_client(number, out);
-            }
-        }
+    pub(crate) fn kill_host(&mut self, host: usize, death: Death) {
+        self.history.log.note(|| format!("host {host} dies"));
+        self.history.log.count("hosts killed");
+        self.links.cut_store(self.hosts[host].process.run, self.now + death.lost_to_store);
+        self.restart_host(host, death.away);
     }
 
-    fn carry_out_client(&mut self, number: usize, out: client::Out) {
+    /// The process is gone, and another one will run in its place.
+    pub(crate) fn restart_host(&mut self, host: usize, away: u64) {
+        for client in self.script.plan.clients_of(host) {
+            let stream = (client, self.clients[client].process.generation);
+            self.links.cut(stream, self.now, self.now);
+            self.schedule(away.min(100_000), Event::ClientSeesEnd(stream));
+        }
+        let place = &mut self.hosts[host];
+        let run = Run { host, run: place.process.run.run + 1 };
+        let config = &self.script.plan.config;
+        self.steps_before += place.process.steps;
+        place.process = Host::new(run, self.seed, &self.script.plan, self.sabotage);
+        place.down_until = self.now + away;
+        place.frozen_until = 0;
+        self.history.ledgers[host] = Ledger::new(run, config.clone());
+        self.schedule(away, Event::KeepAlive(run));
+    }
+
+    fn carry_out_host(&mut self, host: usize, out: host::Out) {
         match out {
-            client::Out::Connect { generation, hello } => self.client_sends((number, generation), hello),
-            client::Out::Send { generation, message } => self.client_sends((number, generation), message),
-            client::Out::Work { request, key, duration } => {
-                let who = format!("the upstream, for client {number} request {request}");
-                self.history.work(self.now, &key, who, self.now + duration);
-                self.schedule(duration, Event::Worked { client: number, request });
+            host::Out::Send(stream, message) => {
+                if matches!(message, ToClient::Grant { .. })
+                    && let Some(death) = self.hosts[host].doomed.take()
+                {
+                    let run = self.hosts[host].process.run;
+                    self.schedule(death.after_grant, Event::Dies(run, death));
+                }
+                let at = self.links.message(self.now, stream, false);
+                self.schedule_at(at, Event::ToClient(stream, message));
             }
-            client::Out::Promised { session, until } => self.judge_promise(number, session, until),
+            host::Out::Close(stream) => {
+                let at = self.links.message(self.now, stream, false);
+                self.schedule_at(at, Event::ClientSeesEnd(stream));
+            }
+            host::Out::Store(operation) => self.send_to_store(host, operation),
+            host::Out::Ended(session, reason) => self.judge_session_end(session, reason),
+            host::Out::Exit => {
+                self.history.log.note(|| format!("host {host} ends"));
+                self.history.log.count("hosts drained");
+                self.restart_host(host, SECOND);
+            }
         }
     }
 
-    fn client_sends(&mut self, stream: Stream, message: ToHost) {
-        if let Some(at) = self.arrival(stream, true) {
-            self.schedule_at(at, Event::ToHost(stream, message));
+    // The store
+
+    fn send_to_store(&mut self, host: usize, operation: Operation) {
+        let from = self.hosts[host].process.in_store;
+        let key = match &operation {
+            Operation::Claim { key, .. } | Operation::Yield { key } => Some(key),
+            Operation::KeepAlive { .. } | Operation::EndLease => None,
+        };
+        let at = match operation {
+            Operation::EndLease => self.links.operation_behind_all(self.now, from),
+            _ => self.links.operation(self.now, from, key),
+        };
+        self.schedule_at(at, Event::AtStore(from, operation));
+    }
+
+    fn reach_store(&mut self, from: Incarnation, operation: Operation) {
+        if self.links.is_cut_from_store(self.now, from.of) {
+            return;
+        }
+        let place = &mut self.hosts[from.of.host];
+        let (fail_until, landed) = place.claims_fail;
+        let is_claim = matches!(operation, Operation::Claim { .. });
+        if is_claim && place.refusals > 0 {
+            place.refusals -= 1;
+            self.store.refuse(from, &operation);
+        } else if is_claim && self.now < fail_until {
+            // As good as any other number: it differs from claim to claim.
+            let landed = self.now % 100 < landed;
+            self.history.log.count(if landed { "claims unanswered" } else { "claims failed" });
+            self.history.log.note(|| format!("{operation:?} fails, landed: {landed}"));
+            self.store.submit_unanswered(self.now, from, operation, landed);
+        } else {
+            self.store.submit(self.now, from, operation);
+        }
+        if let Some(death) = self.store.next_death() {
+            self.schedule_at(death, Event::StoreLooks);
+        }
+    }
+
+    // Clients
+
+    pub(crate) fn reach_client(&mut self, client: usize, arrival: client::Arrival) {
+        self.turn_client(client, Some(arrival));
+    }
+
+    /// A frozen process does nothing, and then everything at once.
+    fn turn_client(&mut self, client: usize, arrival: Option<client::Arrival>) {
+        let place = &mut self.clients[client];
+        place.process.inbox.extend(arrival);
+        if self.now < place.frozen_until {
+            let until = place.frozen_until;
+            return self.wake_client_at(client, until);
+        }
+        for arrival in std::mem::take(&mut place.process.inbox) {
+            place.process.receive(self.now, arrival, &mut self.history);
+        }
+        place.process.wake(self.now, &mut self.history);
+        let next = place.process.next_wake().max(self.now + 1);
+        self.wake_client_at(client, next);
+    }
+
+    pub(crate) fn wake_client_at(&mut self, client: usize, at: u64) {
+        if at < self.clients[client].wake {
+            self.clients[client].wake = at;
+            self.schedule_at(at, Event::ClientWake(client));
+        }
+    }
+
+    fn carry_out_client(&mut self, client: usize, out: client::Out) {
+        match out {
+            client::Out::Send { generation, message } => {
+                let at = self.links.message(self.now, (client, generation), true);
+                self.schedule_at(at, Event::ToHost((client, generation), message));
+            }
+            client::Out::Work { request, ask, duration, secret } => {
+                self.schedule(duration, Event::Worked { client, request });
+                for child in self.nested.remove(&ask).unwrap_or_default() {
+                    if let Begin::Nested { after, .. } = self.script.asks[child].begin
+                        && secret.is_some()
+                    {
+                        self.schedule(after, Event::Ask(child, secret));
+                    }
+                }
+            }
+            client::Out::Promised { session, until } => self.judge_promise(client, session, until),
         }
     }
 
     /// I3: what a client believes ends before its session, and before the lease behind it.
-    fn judge_promise(&mut self, number: usize, session: (u64, u64), until: u64) {
-        let until = self.clients[number].clock.when(until);
-        if session.0 != self.host.incarnation || until <= self.now {
+    fn judge_promise(&mut self, client: usize, session: SessionName, until: u64) {
+        let until = self.clients[client].process.clock.when(until);
+        if until <= self.now || !self.clients[client].process.holds() {
             return;
         }
-        if let Some(ended) = self.host.ended.get(&session).filter(|ended| until > **ended) {
-            let what = format!("I3: client {number} believes until {until}, its session ended at {ended}");
-            self.history.violate(self.now, what);
+        let what = format!("client {client} believes until {until}");
+        if let Some(ended) = self.ended.get(&session) {
+            self.history.log.violate("I3 session", format!("{what}, its session ended at {ended}"));
         }
-        let lease = (self.host.incarnation * 1_000..=self.host.in_store).map(|name| self.store.lease_until(name)).max();
-        if lease.is_some_and(|lease| until > lease) {
-            let what = format!("I3: client {number} believes until {until}, the lease ends at {lease:?}");
-            self.history.violate(self.now, what);
-        }
-    }
-
-    /// A frozen process does nothing, and then everything at once.
-    fn postpone_for_client(&mut self, number: usize, event: impl FnOnce(u64) -> (u64, Event)) -> bool {
-        let until = self.client_frozen[number];
-        if until <= self.now {
-            return false;
-        }
-        let (at, event) = event(until);
-        self.schedule_at(at, event);
-        true
-    }
-
-    // The links
-
-    /// When a message sent now arrives; never, on a stream that is broken by then.
-    fn arrival(&mut self, stream: Stream, to_host: bool) -> Option<u64> {
-        let mut delay = self.random.range(MS / 10, 5 * MS);
-        if self.random.chance(5) {
-            delay += self.random.range(0, 300 * MS);
-        }
-        let slow = self.slow.get(&(stream.0, to_host)).copied().unwrap_or(0);
-        let last = self.arrivals.get(&(stream, to_host)).copied().unwrap_or(0);
-        let at = (self.now + delay).max(slow).max(last + 1);
-        if self.broken.get(&stream).is_some_and(|broken| at >= *broken) {
-            return None;
-        }
-        self.arrivals.insert((stream, to_host), at);
-        Some(at)
-    }
-
-    /// Cuts a stream: what has not arrived never will, and each side notices in its own time.
-    fn break_stream(&mut self, stream: Stream, duration: u64) {
-        let now = self.now;
-        self.broken.entry(stream).or_insert(now);
-        self.events.retain(|_, event| match event {
-            Event::ToHost(of, _) | Event::ToClient(of, _) => *of != stream,
-            _ => true,
-        });
-        let (host, client) = (self.random.range(0, duration), self.random.range(0, duration));
-        self.schedule(host, Event::HostSeesEnd(stream));
-        self.schedule(client, Event::ClientSeesEnd(stream));
-    }
-
-    fn reach_store(&mut self, operation: Operation) {
-        let from = self.host.in_store;
-        let at = self.store_arrival(0);
-        self.schedule_at(at, Event::AtStore(from, operation));
-    }
-
-    fn tell_store_events(&mut self) {
-        while let Some((to, event)) = self.store.events.pop_front() {
-            if to == crate::phantom::INCARNATION {
-                self.phantom.told(self.now, event);
-            } else {
-                let at = self.store_arrival(1);
-                self.schedule_at(at, Event::FromStore(to, event));
-            }
+        let lease = self.store.lease_until(session.run);
+        if until > lease {
+            self.history.log.violate("I3 lease", format!("{what}, the lease ends at {lease}"));
         }
     }
 
-    fn store_arrival(&mut self, direction: usize) -> u64 {
-        let delay = self.random.range(MS / 2, 10 * MS);
-        let at = (self.now + delay).max(self.store_out_until).max(self.store_arrivals[direction] + 1);
-        self.store_arrivals[direction] = at;
-        at
+    fn judge_session_end(&mut self, session: SessionName, reason: EndReason) {
+        if reason != EndReason::Expired {
+            return;
+        }
+        self.ended.insert(session, self.now);
+        let of = self.clients.iter().map(|place| &place.process).find(|client| client.session == Some(session));
+        let Some(client) = of else { return };
+        let until = client.clock.when(client.promise);
+        if until > self.now && client.holds() {
+            let what = format!("client {} believes until {until}, its session ends now", client.number);
+            self.history.log.violate("I3 session", what);
+        }
+    }
+
+    // Time
+
+    pub(crate) fn stream_breaks(&mut self, stream: Stream, host_sees: u64, client_sees: u64) {
+        self.schedule(host_sees, Event::HostSeesEnd(stream));
+        self.schedule(client_sees, Event::ClientSeesEnd(stream));
+    }
+
+    pub(crate) fn keys(&self) -> Vec<LockKey> {
+        self.script.plan.keys.clone()
     }
 
     fn schedule(&mut self, after: u64, event: Event) {
@@ -443,34 +473,6 @@ impl World {
 
     fn schedule_at(&mut self, at: u64, event: Event) {
         self.last_event += 1;
-        self.events.insert((at, self.last_event), event);
-    }
-}
-
-impl Plan {
-    fn random(random: &mut Random) -> Self {
-        let lock_delay_max = random.pick(&[SECOND, 3 * SECOND, 6 * SECOND]);
-        let config = Config {
-            session_ttl: std::time::Duration::from_micros(random.pick(&[2 * SECOND, 4 * SECOND])),
-            claim_patience: std::time::Duration::from_millis(random.range(50, 1_000)),
-            handoff_budget: HandoffBudget {
-                grants: random.range(0, 4) as u32,
-                time: std::time::Duration::from_millis(random.range(0, 500)),
-            },
-            idle_ownership: std::time::Duration::from_millis(random.pick(&[0, 200, 5_000])),
-            waiters_per_key_max: random.pick(&[3, 100]),
-            waiters_per_session_max: random.pick(&[3, 100]),
-            keys_max: random.pick(&[2, 100]),
-            sessions_max: random.pick(&[5, 100]),
-            lock_delay_max: std::time::Duration::from_micros(lock_delay_max),
-            ..Config::default()
-        };
-        Self {
-            config,
-            lock_delay_covers: random.chance(80),
-            lock_delay_max,
-            wait_max: random.pick(&[SECOND, 8 * SECOND]),
-            calm: random.range(10, 30) * SECOND,
-        }
+        self.events.insert((at.max(self.now), self.last_event), event);
     }
 }

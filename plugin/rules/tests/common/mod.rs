@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use turnstile_rules::{Decision, FilterConfig, HeaderValues, RequestView, RuleSet};
+use turnstile_rules::{Decision, FilterConfig, HeaderValues, Mode, RequestView, RuleSet};
 
 /// A request in plain parts.
 #[derive(Clone, Debug, Default)]
@@ -69,11 +69,21 @@ pub(crate) fn rules(lines: &[&str]) -> RuleSet {
     FilterConfig::parse(json.as_bytes()).expect("just checked").rules
 }
 
-/// A decision as a word: `-` for unguarded, the key, or `! ` and the public text of the refusal.
+/// A decision as a word: `-` for unguarded, the keys (with a mode that is not exclusive behind its key), or `! ` and the
+/// public text of the refusal.
 pub(crate) fn outcome(rules: &RuleSet, request: &Request) -> String {
     match rules.decide(request) {
         Decision::Unguarded => "-".to_owned(),
-        Decision::Guarded { key, .. } => key.strip_prefix("default/").expect("the namespace").to_owned(),
+        Decision::Guarded { keys, .. } => keys.iter().map(|(key, mode)| word(key, mode)).collect::<Vec<_>>().join(","),
         Decision::Refused { fault, .. } => format!("! {fault}"),
+    }
+}
+
+fn word(key: &str, mode: Mode) -> String {
+    let key = key.strip_prefix("default/").expect("the namespace");
+    match mode {
+        Mode::Exclusive => key.to_owned(),
+        Mode::Shared => format!("{key} shared"),
+        Mode::Limit(limit) => format!("{key} limit:{limit}"),
     }
 }

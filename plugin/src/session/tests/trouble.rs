@@ -1,6 +1,7 @@
 //! The session in trouble: broken streams, hosts that forget or go away, bounds that are reached.
 
 use super::*;
+use crate::reentry::{HolderSecret, Reentry};
 
 #[test]
 fn silence_closes_the_stream_and_the_hold_survives_a_resume() {
@@ -89,7 +90,7 @@ fn a_session_that_the_host_does_not_know_is_lost_and_waiters_ask_again() {
     bench.session.release(RequestRef(1), Ending::Unclean);
     assert_eq!(bench.drain(), []);
     bench.grant(3, bench.session.pulse.last_seq());
-    assert_eq!(bench.outcomes(), [(2, Outcome::Granted { token: 103 })]);
+    assert_eq!(bench.outcomes(), [(2, granted(103))]);
 }
 
 #[test]
@@ -101,7 +102,7 @@ fn messages_of_an_old_stream_are_dropped() {
     bench.open();
     bench.welcome(true);
     bench.drain();
-    let keys = vec![v1::KeyGrant { token: 5, barrier: 5 }];
+    let keys = key_grants(&[5]);
     let stale = v1::Grant { id: 2, keys, heartbeat_seq: 1, valid_ms: VALID_MS, ..Default::default() };
     bench.say_on(1, [stale.into()]);
     assert_eq!((bench.drain(), bench.outcomes()), (vec![], vec![]));
@@ -160,7 +161,7 @@ fn the_hold_limit_is_kept_here_too() {
     let mut bench = Bench::live();
     bench.hold(1);
     let id = bench.session.next_id;
-    let ask = Ask { wait: Duration::from_secs(5), hold: Duration::from_millis(700), ..Default::default() };
+    let ask = Ask { wait: Duration::from_secs(5), hold: Duration::from_millis(700), ..ask(2) };
     bench.session.acquire(bench.now, RequestRef(2), ask).expect("taken on");
     bench.grant(id, 1);
     assert_eq!(bench.outcomes().len(), 1);
@@ -241,6 +242,33 @@ fn everything_is_bounded() {
         bench.session.cancel(RequestRef(owner));
     }
     assert_eq!(bench.try_acquire(1, 0), Err(Rejection::Busy { retry_after: None }));
+}
+
+/// However many keys its waiters have: those that do not fit ask anew.
+#[test]
+fn a_hello_is_bounded_by_all_keys_of_its_waiters() {
+    let mut bench = Bench::live();
+    let waiters = 200;
+    for owner in 1..=waiters {
+        let names: Vec<String> = (0..16).map(|key| format!("default/{owner}:{key}:{}", "x".repeat(480))).collect();
+        let keys = keys(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        let reentry = Reentry::Join(HolderSecret::from_wire(&[7; 24]).expect("a secret"));
+        let ask = Ask { keys, reentry, wait: Duration::from_secs(60), ..Default::default() };
+        bench.session.acquire(bench.now, RequestRef(owner), ask).expect("taken on");
+    }
+    bench.drain();
+    bench.break_stream();
+    bench.pass_backoff();
+    let hello = bench.open();
+    let bytes = hello.encoded_len();
+    assert!(bytes < turnstile_protocol::MESSAGE_MAX_BYTES / 2 + 1_000, "{bytes} bytes");
+    let resumed = hello.resume.expect("resumes");
+    assert!((50..100).contains(&resumed.waiters.len()), "{} fit", resumed.waiters.len());
+    assert!(resumed.waiters.iter().all(|waiter| waiter.keys.len() == 16 && waiter.reentry_secret == [7; 24]));
+    bench.welcome(true);
+    let anew = acquires(&bench.drain()).len();
+    assert_eq!(resumed.waiters.len() + anew, waiters as usize);
+    assert_eq!(resumed.releases.len(), 1 + anew, "those that ask anew are cancelled");
 }
 
 #[test]
