@@ -35,10 +35,10 @@ fn small_worlds_keep_the_invariants() {
     let levels = number_from("TURNSTILE_MODEL_DEEPER").unwrap_or(0);
     let limit = number_from("TURNSTILE_MODEL_SECONDS").map(Duration::from_secs);
     let only = std::env::var("TURNSTILE_MODEL_WORLD").ok();
-    for explored in worlds::all() {
-        if only.as_ref().is_some_and(|only| only != explored.plan.name) {
-            continue;
-        }
+    let chosen = |name| only.as_ref().is_none_or(|only| only == name);
+    let worlds: Vec<_> = worlds::all().into_iter().filter(|explored| chosen(explored.plan.name)).collect();
+    assert!(!worlds.is_empty(), "there is no world {only:?}");
+    for explored in worlds {
         let plan = explored.plan.deeper(u8::try_from(levels).expect("few levels"));
         let found = explore(&plan, limit);
         tell(&format!("{} ({})", found.summary, plan.describe()));
@@ -58,6 +58,13 @@ fn mutations_are_caught() {
     let same_epoch = |plan| Plan { raise: Raise::OldEpoch, ..plan };
     let mutants = [
         (worlds::modes().plan, Mutation::NoLockDelay, "I1"),
+        (worlds::modes().plan, Mutation::LingeringForgotten, "I1"),
+        (worlds::modes().plan, Mutation::LimitMiscounted, "I1"),
+        (worlds::modes().plan, Mutation::PartGranted, "I1"),
+        (worlds::turns().plan, Mutation::SharedBesideExclusive, "I1"),
+        (worlds::families().plan, Mutation::JoinCountedTwice, "I1"),
+        (worlds::families().plan, Mutation::UpgradeJoined, "I1"),
+        (worlds::rivals().plan, Mutation::YieldInQuarantine, "I1"),
         (worlds::limits().plan, Mutation::EndBeforePromise, "I1"),
         (worlds::freezes().plan, Mutation::LeaseIgnored, "I1"),
         (worlds::raises().plan, Mutation::LockDelayNotRaised, "I1"),
@@ -65,6 +72,7 @@ fn mutations_are_caught() {
         (same_epoch(worlds::limits().plan), Mutation::SequenceReset, "I2"),
         (worlds::limits().plan, Mutation::TimeoutNotTold, "I5"),
         (worlds::streams().plan, Mutation::ReleaseLostInResume, "I5"),
+        (worlds::streams().plan, Mutation::PlacesForgotten, "I5"),
     ];
     for (plan, mutation, expected) in mutants {
         let plan = plan.broken_by(mutation);

@@ -21,7 +21,20 @@ pub(crate) struct Explored {
 }
 
 pub(crate) fn all() -> Vec<Explored> {
-    vec![modes(), turns(), families(), limits(), streams(), lags(), rivals(), deaths(), freezes(), heirs(), raises()]
+    vec![
+        modes(),
+        turns(),
+        families(),
+        nested(),
+        limits(),
+        streams(),
+        lags(),
+        rivals(),
+        deaths(),
+        freezes(),
+        heirs(),
+        raises(),
+    ]
 }
 
 /// Modes and several keys at one host.
@@ -72,13 +85,33 @@ pub(crate) fn families() -> Explored {
                     0,
                     vec![vec![joins(&[(A, Mode::Shared)]), joins(&[(A, Mode::Exclusive), (B, Mode::Exclusive)])]],
                 ),
-                client(0, vec![vec![joins(&[(B, Mode::Exclusive)]), ask(&[(A, Mode::Shared), (B, Mode::Shared)])]]),
+                client(0, vec![vec![joins(&[(B, Mode::Exclusive)]), ask(&[(A, Mode::Shared)])]]),
             ],
             budget: Budget { uncleans: 1, cancels: 1, forces: 1, ..NOTHING },
             deeper: Budget { cuts: 1, ..NOTHING },
             ..plan("families", 1)
         },
         sights: vec![Sight::Joined, Sight::LostTold],
+    }
+}
+
+/// A client that joins its own hold, over streams that break.
+pub(crate) fn nested() -> Explored {
+    let exclusive = || ask(&[(A, Mode::Exclusive)]);
+    let offers = || Ask { kin: Kin::Offers, ..exclusive() };
+    let joins = |keys: &[(usize, Mode)]| Ask { kin: Kin::Joins((0, 1)), ..ask(keys) };
+    let nested = vec![joins(&[(A, Mode::Exclusive)]), joins(&[(A, Mode::Shared), (B, Mode::Exclusive)])];
+    Explored {
+        plan: Plan {
+            clients: vec![
+                ClientPlan { at_once: 2, ..client(0, vec![vec![offers()], nested]) },
+                client(0, vec![vec![ask(&[(B, Mode::Exclusive)])]]),
+            ],
+            budget: Budget { cuts: 1, cancels: 1, uncleans: 1, ..NOTHING },
+            deeper: Budget { late_clients: 1, ..NOTHING },
+            ..plan("nested", 1)
+        },
+        sights: vec![Sight::Joined, Sight::ResumedWithHold],
     }
 }
 
