@@ -13,7 +13,7 @@ use crate::judge::HeldKey;
 use crate::names::Names;
 use crate::plan::{Family, KEYS, Kin, Plan, key, number_of};
 use crate::store::Incarnation;
-use crate::wire::{Beliefs, Event, Operation, ToClient, ToHost, Wanted};
+use crate::wire::{Beliefs, Claim, Event, Operation, ToClient, ToHost, Wanted};
 
 #[derive(Clone)]
 pub(crate) struct Host {
@@ -25,7 +25,7 @@ pub(crate) struct Host {
     /// Open requests: which alternative they are, and what they were told.
     answers: BTreeMap<(SessionId, u64), (usize, Answer)>,
     /// The driver's claims that the store has not answered.
-    claims: [Option<(ClaimId, Operation)>; KEYS.len()],
+    claims: [Option<Claim>; KEYS.len()],
     pub(crate) to_store: VecDeque<(Incarnation, Operation)>,
     pub(crate) from_store: VecDeque<Event>,
 }
@@ -217,7 +217,7 @@ impl Host {
     pub(crate) fn next_answer(&self) -> Option<usize> {
         match self.from_store.front() {
             Some(Event::Gained { key, claim, .. } | Event::Queued { key, claim }) => {
-                self.claims[*key].as_ref().filter(|(pending, _)| pending == claim).map(|_| *key)
+                self.claims[*key].filter(|pending| pending.claim == *claim).map(|_| *key)
             }
             _ => None,
         }
@@ -227,8 +227,7 @@ impl Host {
     pub(crate) fn lose_answer(&mut self) -> Option<usize> {
         let key = self.next_answer()?;
         self.from_store.pop_front();
-        let (_, operation) = self.claims[key].as_ref()?;
-        self.to_store.push_back((self.name, operation.clone()));
+        self.to_store.push_back((self.name, Operation::Claim(self.claims[key]?)));
         Some(key)
     }
 
@@ -252,7 +251,7 @@ impl Host {
     }
 
     fn answered(&mut self, key: usize, claim: ClaimId) {
-        self.claims[key].take_if(|(pending, _)| *pending == claim);
+        self.claims[key].take_if(|pending| pending.claim == claim);
     }
 
     fn take(&mut self, now: u64, plan: &Plan, input: Input) -> Vec<Out> {
@@ -311,9 +310,9 @@ impl Host {
             Command::ClaimOwnership { key, claim, lock_delay, new_epoch } => {
                 let key = number_of(&key);
                 let lock_delay = lock_delay.as_micros() as u64;
-                let operation = Operation::Claim { key, claim, lock_delay, new_epoch };
-                self.claims[key] = Some((claim, operation.clone()));
-                self.to_store.push_back((self.name, operation));
+                let claim = Claim { key, claim, lock_delay, new_epoch };
+                self.claims[key] = Some(claim);
+                self.to_store.push_back((self.name, Operation::Claim(claim)));
             }
             Command::YieldOwnership { key } => {
                 let key = number_of(&key);
@@ -390,7 +389,7 @@ impl Host {
             }
         }
         for claim in &self.claims {
-            claim.as_ref().map(|(claim, _)| names.claims_since(*claim)).hash(hasher);
+            claim.map(|pending| names.claims_since(pending.claim)).hash(hasher);
         }
         for (_, operation) in &self.to_store {
             operation.feed(names, hasher);

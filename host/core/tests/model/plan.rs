@@ -128,18 +128,14 @@ impl Plan {
     pub(crate) fn describe(&self) -> String {
         let keys = self.clients.iter().flat_map(|client| client.script.iter().flatten()).flat_map(|ask| &ask.keys);
         let keys = keys.map(|(key, _)| key).max().map_or(0, |last| last + 1);
-        let budget: Vec<String> = self
-            .budget
-            .named()
-            .into_iter()
-            .filter(|(_, count)| *count > 0)
-            .map(|(what, count)| format!("{what} {count}"))
-            .collect();
+        let troubles = self.budget.named().into_iter().filter(|(_, count)| *count > 0);
+        let troubles: Vec<String> = troubles.map(|(what, count)| format!("{what} {count}")).collect();
+        let troubles = if troubles.is_empty() { "no trouble".to_owned() } else { troubles.join(", ") };
         let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
         let requests: usize = self.clients.iter().map(|client| client.script.len()).sum();
         let (hosts, clients) = (count(self.hosts, "host"), count(self.clients.len(), "client"));
         let (keys, requests) = (count(keys, "key"), count(requests, "request"));
-        format!("{hosts}, {clients}, {keys}, {requests}; {}", budget.join(", "))
+        format!("{hosts}, {clients}, {keys}, {requests}; {troubles}")
     }
 
     /// The same world with more trouble.

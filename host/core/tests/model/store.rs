@@ -8,7 +8,7 @@ use turnstile_core::{ClaimId, Token};
 use crate::judge::{Sight, Sights};
 use crate::names::until;
 use crate::plan::{KEYS, LEASE_TTL, Raise};
-use crate::wire::{Event, Operation};
+use crate::wire::{Claim, Event, Operation};
 
 /// One incarnation, as the store knows it. Later ones have larger names.
 pub(crate) type Incarnation = u64;
@@ -86,9 +86,7 @@ impl Store {
                 lease.until = now + LEASE_TTL;
                 self.events.push_back((from, Event::LeaseRenewed { sent }));
             }
-            Operation::Claim { key, claim, lock_delay, new_epoch } => {
-                self.claim(now, from, key, claim, lock_delay, new_epoch, sights);
-            }
+            Operation::Claim(claim) => self.claim(now, from, claim, sights),
             Operation::Yield { key } => {
                 let record = &mut self.records[key];
                 record.queue.retain(|(waiting, ..)| *waiting != from);
@@ -135,17 +133,8 @@ impl Store {
         }
     }
 
-    #[allow(clippy::too_many_arguments)] // A claim, from whom, and the surroundings.
-    fn claim(
-        &mut self,
-        now: u64,
-        from: Incarnation,
-        key: usize,
-        claim: ClaimId,
-        lock_delay: u64,
-        new_epoch: bool,
-        sights: &Sights,
-    ) {
+    fn claim(&mut self, now: u64, from: Incarnation, wanted: Claim, sights: &Sights) {
+        let Claim { key, claim, lock_delay, new_epoch } = wanted;
         let record = &mut self.records[key];
         if let Some(owner) = record.owner.as_mut().filter(|owner| owner.name == from) {
             record.lock_delay = record.lock_delay.max(lock_delay);

@@ -45,15 +45,20 @@ pub(crate) enum ToClient {
     Ack { seq: u64, valid: u64 },
 }
 
+/// The wish to own a key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claim {
+    pub(crate) key: usize,
+    pub(crate) claim: ClaimId,
+    /// What the record is to remember.
+    pub(crate) lock_delay: u64,
+    pub(crate) new_epoch: bool,
+}
+
 /// To the store.
 #[derive(Clone, Debug)]
 pub(crate) enum Operation {
-    Claim {
-        key: usize,
-        claim: ClaimId,
-        lock_delay: u64,
-        new_epoch: bool,
-    },
+    Claim(Claim),
     Yield {
         key: usize,
     },
@@ -119,7 +124,7 @@ impl ToClient {
 impl Operation {
     pub(crate) fn feed(&self, names: &Names<'_>, hasher: &mut impl Hasher) {
         match self {
-            Self::Claim { key, claim, lock_delay, new_epoch } => {
+            Self::Claim(Claim { key, claim, lock_delay, new_epoch }) => {
                 (0_u8, key, names.claims_since(*claim), lock_delay, new_epoch).hash(hasher);
             }
             Self::Yield { key } => (1_u8, key).hash(hasher),

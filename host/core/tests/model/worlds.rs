@@ -107,8 +107,8 @@ pub(crate) fn nested() -> Explored {
                 ClientPlan { at_once: 2, ..client(0, vec![vec![offers()], nested]) },
                 client(0, vec![vec![ask(&[(B, Mode::Exclusive)])]]),
             ],
-            budget: Budget { cuts: 1, cancels: 1, uncleans: 1, ..NOTHING },
-            deeper: Budget { late_clients: 1, ..NOTHING },
+            budget: Budget { cuts: 1, cancels: 1, ..NOTHING },
+            deeper: Budget { uncleans: 1, ..NOTHING },
             ..plan("nested", 1)
         },
         sights: vec![Sight::Joined, Sight::ResumedWithHold],
