@@ -1,4 +1,5 @@
-//! Between the messages of the session protocol and the types of the lock engine: parsed once, here.
+//! Between the messages of the session protocol and the types of the lock engine: parsed once, here. The fuzz targets
+//! compile this file by itself, so it uses nothing else of the host.
 
 use std::collections::HashSet;
 use std::num::NonZeroU32;

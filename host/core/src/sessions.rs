@@ -148,7 +148,10 @@ impl Engine {
         session.heard = self.now;
         session.seq = session.seq.max(seq);
         session.link = Link::Connected;
-        let waiters = core::mem::take(&mut resume.waiters);
+        let mut waiters = core::mem::take(&mut resume.waiters);
+        // One listed twice is one request, and gets one answer.
+        let mut seen = BTreeSet::new();
+        waiters.retain(|acquire| seen.insert(acquire.request));
         let mut unknown = Vec::new();
         self.together(|engine| {
             let waiting = engine.still_waiting(id, &resume)?;

@@ -33,10 +33,10 @@ pub(crate) fn overhead(layout: &Layout, arguments: &[String]) -> Result<(), Fail
     openly(host::tell_places(layout, Profile::Release, bench.current_dir(layout.root()).args(arguments)))
 }
 
-/// Benches the engine alone, then through the port of a release host, and prints one table.
+/// Benches the engine alone, then through the port of a release host, and prints one table. Needs no Envoy.
 pub(crate) fn engine(layout: &Layout, arguments: &[String]) -> Result<(), Failure> {
-    let mut progress = Progress::new(plugin::STEPS + 5);
-    let lock = plugin::prepare(layout, &mut progress)?;
+    let mut progress = Progress::new(5);
+    let lock = layout.lock_parts()?;
     progress.step("building the release", || host::build(layout, Profile::Release, &[ENGINE]))?;
     drop(lock);
     let bench = |name| {
@@ -44,11 +44,11 @@ pub(crate) fn engine(layout: &Layout, arguments: &[String]) -> Result<(), Failur
         bench.args(["bench", "--package", "turnstile-core", "--bench", name]);
         bench
     };
-    let times = layout.target().join("bench/criterion");
-    progress.step("building the benches", || {
-        quietly(layout, "bench-build", bench("*").arg("--no-run"))?;
+    progress.step("building the benches of the engine alone", || {
+        quietly(layout, "bench-build", bench("engine").args(["--bench", "memory", "--no-run"]))?;
         Ok(((), Done::Now))
     })?;
+    let times = layout.target().join("bench/criterion");
     progress.step("timing the engine alone", || {
         // What benches that are no more have left there would be told again.
         if times.exists() {

@@ -44,7 +44,7 @@ const INPUT_SECONDS_MAX: u32 = 20;
 /// How long each target runs unless told.
 const SECONDS: u32 = 60;
 
-/// Steps that [`short`] shows.
+/// Steps that [`all`] shows.
 pub(crate) const STEPS: usize = PREPARING + TARGETS.len() + 1;
 
 /// Steps that [`prepare`] shows.
@@ -79,9 +79,9 @@ pub(crate) fn run(layout: &Layout, arguments: &[String]) -> Result<(), Failure> 
     }
 }
 
-/// All targets for a few seconds each, as a part of all tests.
-pub(crate) fn short(layout: &Layout, progress: &mut Progress) -> Result<(), Failure> {
-    run_targets(layout, progress, &TARGETS, 10)
+/// All targets, as a part of all tests.
+pub(crate) fn all(layout: &Layout, progress: &mut Progress, seconds: u32) -> Result<(), Failure> {
+    run_targets(layout, progress, &TARGETS, seconds)
 }
 
 impl Task {

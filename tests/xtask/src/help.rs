@@ -92,7 +92,7 @@ Logs and the bank's data are left in target/turnstile/demo.
 ";
 
 const TEST: &str = "\
-cargo xtask test [NAME] [CARGO'S ARGUMENTS] [-- ARGUMENTS OF THE TEST PROGRAMS]
+cargo xtask test [--deep] [NAME] [CARGO'S ARGUMENTS] [-- ARGUMENTS OF THE TEST PROGRAMS]
 
 Fetches and builds the parts (see `cargo xtask setup --help`), builds the host, and runs `cargo test --workspace`.
 Without any argument, every fuzz target then runs for 10 seconds (see `cargo xtask fuzz --help`).
@@ -101,6 +101,8 @@ Without any argument, every fuzz target then runs for 10 seconds (see `cargo xta
   cargo xtask test deposit                    tests with `deposit` in their name
   cargo xtask test -p turnstile-core          one crate
   cargo xtask test --test legacy_bank         one file of end-to-end tests
+  cargo xtask test --deep                     everything, and further where tests look at random or at all there is
+                                              (simulations, model, fuzz targets): about an hour
   cargo xtask test NAME -- --nocapture        with the test's output
 
 The tests find the parts by TURNSTILE_ENVOY, TURNSTILE_PLUGIN_WASM and TURNSTILE_BIN, which this task sets. A missing

@@ -111,8 +111,17 @@ const PATIENCE_TICKS: usize = 12;
 pub(crate) struct Found {
     pub(crate) violation: Option<Violation>,
     pub(crate) sights: Arc<Sights>,
+    pub(crate) extent: Extent,
     /// For people.
     pub(crate) summary: String,
+}
+
+/// How much of a world was visited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    All,
+    /// Its time was up, or a violation was found.
+    Part,
 }
 
 /// What was violated, and by which steps.
@@ -127,8 +136,8 @@ pub(crate) fn explore(plan: &Plan, limit: Option<Duration>) -> Found {
 }
 
 /// Looks for fewer steps that come to a violation.
-pub(crate) fn shorten(plan: &Plan, mut violation: Violation) -> Violation {
-    while let Some(shorter) = search(plan, None, Some(violation.steps.len() - 1)).violation {
+pub(crate) fn shorten(plan: &Plan, limit: Option<Duration>, mut violation: Violation) -> Violation {
+    while let Some(shorter) = search(plan, limit, Some(violation.steps.len() - 1)).violation {
         violation = shorter;
     }
     violation
@@ -154,18 +163,18 @@ fn search(plan: &Plan, limit: Option<Duration>, steps_max: Option<usize>) -> Fou
         steps: path.into_actions(),
     });
     let took = started.elapsed();
-    let extent = match (&violation, limit) {
-        (Some(_), _) => "a violation",
-        (None, Some(limit)) if took >= limit => "not all",
-        (None, _) => "exhaustive",
+    let (extent, comment) = match (&violation, limit) {
+        (Some(_), _) => (Extent::Part, "a violation"),
+        (None, Some(limit)) if took >= limit => (Extent::Part, "out of time, not exhaustive"),
+        (None, _) => (Extent::All, "exhaustive"),
     };
     let summary = format!(
-        "{:<8} {:>9} steps to {:>8} states, {:>3} deep, {:>5.1} s, {extent}",
+        "{:<8} {:>9} steps to {:>8} states, {:>3} deep, {:>5.1} s, {comment}",
         plan.name,
         checker.state_count(),
         checker.unique_state_count(),
         checker.max_depth(),
         took.as_secs_f64(),
     );
-    Found { violation, sights, summary }
+    Found { violation, sights, extent, summary }
 }

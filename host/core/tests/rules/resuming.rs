@@ -1,6 +1,8 @@
 //! Resuming: what the client believes, compared with what the engine knows.
 
-use turnstile_core::{Acquire, Command, Ending, HeartbeatSeq, Input, LostReason, RequestId, Resume, SessionId, Token};
+use turnstile_core::{
+    Acquire, Command, Ending, HeartbeatSeq, Input, LostReason, RejectReason, RequestId, Resume, SessionId, Token,
+};
 
 use crate::bench::*;
 
@@ -137,4 +139,16 @@ fn a_resume_may_come_before_the_break_was_noticed() {
     let resume = Resume { holds: vec![RequestId(2)], ..Resume::default() };
     assert_eq!(bench.resume(1, 2, resume), [ack(1, 2, VALID)]);
     assert_eq!(bench.give(Input::Heartbeat { session: SessionId(1), seq: HeartbeatSeq(3) }), [ack(1, 3, VALID)]);
+}
+
+#[test]
+fn a_waiter_that_is_listed_twice_is_one_request() {
+    let mut bench = Bench::ready(1);
+    bench.acquire(1, wants(2));
+    bench.suspend(1);
+    let waiters = vec![Acquire { keys: only("k"), ..tries(3) }, Acquire { keys: only("other"), ..wants(3) }];
+    let resume = Resume { waiters, holds: vec![RequestId(2)], ..Resume::default() };
+    let conflict = reject_with(1, 3, RejectReason::Conflict, Some(0), 0);
+    assert_eq!(bench.resume(1, 2, resume), [conflict, ack(1, 2, VALID)]);
+    assert_eq!(bench.engine.waiter_count(), 0);
 }

@@ -1,5 +1,5 @@
-//! What happened, and whether it was allowed to. Knows nothing of an engine's state: it judges by what clients believed,
-//! what upstreams worked on, and what went in and out of the hosts.
+//! What happened, and whether it was allowed to. Knows nothing of an engine's state: it judges by what clients
+//! believed, what upstreams worked on, and what went in and out of the hosts.
 
 use std::collections::BTreeMap;
 

@@ -8,7 +8,7 @@ use crate::clock::SECOND;
 /// Something that must not happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Violation {
-    /// The invariant and, in few words, what is wrong: two of the same kind have the same cause, as far as one can tell.
+    /// The invariant and, in few words, what is wrong: two of a kind have the same cause, as far as one can tell.
     pub(crate) kind: String,
     pub(crate) at: u64,
     pub(crate) what: String,

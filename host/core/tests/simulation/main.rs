@@ -2,17 +2,17 @@
 //!
 //! **The world** (`world`, `links`, `faults`) runs real engines, each in a model of its process (`host`: streams,
 //! the driver's claims and retries), with 1 to 3 clients each (`client`: a proxy worker by the book) and one store
-//! (`store`: the contract of `host/src/store`). Every machine has its own clock, up to 1 % wrong. Streams delay, stall and
-//! break, with what was under way lost on either side and stale messages arriving late; processes freeze (hosts also
-//! past their lease), die (also right after a grant) and restart; hosts drain; claims fail, landed or not; records are
-//! deleted by hand; operators force holds to end.
+//! (`store`: the contract of `host/src/store`). Every machine has its own clock, up to 1 % wrong. Streams delay, stall
+//! and break, with what was under way lost on either side and stale messages arriving late; processes freeze (hosts
+//! also past their lease), die (also right after a grant) and restart; hosts drain; claims fail, landed or not; records
+//! are deleted by hand; operators force holds to end. Each run leaves out about half of these.
 //!
-//! **A case** (`case`) names one history: a seed, and what is left out of its `script` (the requests and faults, drawn in
-//! advance) and of its weather. Each part of the world has its own randomness, so that leaving out one thing changes
+//! **A case** (`case`) names one history: a seed, and what is left out of its `script` (the requests and faults, drawn
+//! in advance) and of its weather. Each part of the world has its own randomness, so that leaving out one thing changes
 //! nothing else; that is how a failure is shrunk (`shrink`, `report`).
 //!
-//! **The verdict** (`run`): after every step of an engine its own `check()`, and at all times the `history`, which knows
-//! nothing of any engine's state. It judges
+//! **The verdict** (`run`): after every step of an engine its own `check()`, and at all times the `history`, which
+//! knows nothing of any engine's state. It judges
 //! - what clients believed and upstreams worked on, over all hosts: I1 for holds and orphans in their modes and in
 //!   families of joined holds, beliefs below a barrier (`possessions`); I3 (`world`); I5 by the client;
 //! - the tokens, over all hosts: I2 (`tokens`);
@@ -20,14 +20,14 @@
 //!   what is joined to what, hold limits), I7 (`ledger`, `verdicts`, `families`, `ownership`);
 //! - and in the end I6: every key can be had at every host, and all keys by all hosts at once.
 //!
-//! **The proof that it bites** (`mutants`): some thirty things done wrong on purpose, in the engine, the driver, the client
-//! and the store, each caught by the history alone.
+//! **The proof that it bites** (`mutants`): some thirty things done wrong on purpose, in the engine, the driver, the
+//! client and the store, each caught by the history alone.
 //!
 //! How several keys queue (I4): a request stands in the queue of its smallest key from the start, and in that of each
 //! further key while it is first in line for all smaller ones and those would admit it. So one that came later may be
-//! served before it on a key that it does not queue for yet, and never on one that it queues for. The ledger takes it to
-//! queue for a further key only when the smaller ones surely admit it: they are ours, nobody holds them or came before,
-//! nothing lingers, and a step has passed since.
+//! served before it on a key that it does not queue for yet, and never on one that it queues for. The ledger takes it
+//! to queue for a further key only when the smaller ones surely admit it: they are ours, nobody holds them or came
+//! before, nothing lingers, and a step has passed since.
 //!
 //! | variable | meaning |
 //! |---|---|
@@ -35,7 +35,8 @@
 //! | `TURNSTILE_SIM_FIRST` | the first seed |
 //! | `TURNSTILE_SIM_CASE` | this case alone, with its trace; a failure prints it |
 //! | `TURNSTILE_SIM_SABOTAGE` | with something done wrong, such as `Engine(NoLockDelay)` |
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // A test fails by panicking.
+// A test fails by panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod case;
 mod client;
@@ -105,7 +106,10 @@ fn histories_keep_the_invariants() {
         panic!("{}", report::failure(&Case::whole(seed), &violation, sabotage));
     }
     println!("{} runs, {} steps in {:?}: {:?}", summary.runs, summary.steps, started.elapsed(), summary.counts);
-    assert!(runs < RUNS || summary.steps >= 1_000_000, "too few steps");
+    if runs < RUNS {
+        return;
+    }
+    assert!(summary.steps >= 1_000_000, "too few steps");
     for what in HAPPENS {
         assert!(summary.counts.get(what).is_some_and(|count| *count >= runs / 20), "{what}: {:?}", summary.counts);
     }

@@ -199,12 +199,14 @@ impl Store {
         }
     }
 
-    /// Somebody deletes the record of a live owner by hand. The owner is told, before its lease is renewed again; so all
-    /// it may grant until then, and the lock delays of that, end with a lease that it has already.
+    /// Somebody deletes the record of a live owner by hand. The owner is told, before its lease is renewed again; so
+    /// all that it may grant until then ends with a lease that it has already.
     pub(crate) fn tamper(&mut self, now: u64, key: &LockKey) {
         let Some(record) = self.records.get_mut(key) else { return };
         let Some(owner) = record.owner.take() else { return };
-        record.taken_from = Some((owner, now + self.lease_ttl + record.lock_delay));
+        // What an earlier record remembered of that owner is not forgotten with this one.
+        let before = record.taken_from.map_or(0, |(_, until)| until);
+        record.taken_from = Some((owner, before.max(now + self.lease_ttl + record.lock_delay)));
         self.events.push_back((owner, Event::Lost { key: key.clone() }));
         self.promote(now, key);
     }

@@ -7,7 +7,7 @@ use turnstile_core::{EndReason, HolderSecret, LockKey};
 
 use crate::case::{Case, Kept, Weather};
 use crate::client::{self, Client};
-use crate::clock::SECOND;
+use crate::clock::{MS, SECOND};
 use crate::history::History;
 use crate::history::ledger::Ledger;
 use crate::host::{self, Host};
@@ -252,7 +252,7 @@ impl World {
     pub(crate) fn reach_host(&mut self, host: usize, arrival: host::Arrival) {
         if self.now < self.hosts[host].down_until {
             if let host::Arrival::Message(stream, ToHost::Hello { .. }) = arrival {
-                self.schedule(1_000, Event::ClientSeesEnd(stream));
+                self.schedule(MS, Event::ClientSeesEnd(stream));
             }
             return;
         }
@@ -299,7 +299,7 @@ impl World {
         for client in self.script.plan.clients_of(host) {
             let stream = (client, self.clients[client].process.generation);
             self.links.cut(stream, self.now, self.now);
-            self.schedule(away.min(100_000), Event::ClientSeesEnd(stream));
+            self.schedule(away.min(100 * MS), Event::ClientSeesEnd(stream));
         }
         let place = &mut self.hosts[host];
         let run = Run { host, run: place.process.run.run + 1 };

@@ -75,6 +75,13 @@ const SPEEDS: [(&str, &str, Bar); 18] = [
     ("handoffs/two keys/100000", "two keys at once, 100,000 waiters", Bar::None),
 ];
 
+/// What the speeds are to show: that the cost of a cycle hardly grows with how much there is of the rest.
+const GROWTHS: [(&str, &str, &str); 3] = [
+    ("cycles/distinct keys/1000000", "cycles/distinct keys/10000", "1,000,000 free keys to 10,000"),
+    ("handoffs/one key/100", "handoffs/one key/1", "100 waiters of one key to 1"),
+    ("handoffs/one key/100000", "handoffs/one key/1", "100,000 waiters of one key to 1"),
+];
+
 /// The weights: the thing, in words, and its bar.
 const WEIGHTS: [(&str, &str, Bar); 3] = [
     ("idle_owned_key", "idle owned key, name of 20 bytes, at 1,000,000", IDLE_KEY),
@@ -109,8 +116,9 @@ impl Table {
         let _ = write!(
             text,
             "- Medians, with [smallest .. largest]: of criterion's samples, in CPU time, for the engine alone; of table \
-             sizes (900,000, 1,000,000 and 2^20 + 1; the one named counts) for bytes; of {} windows of {} s, each on a new host pinned to one core, for sessions \
-             ({} sessions on a core of their own, SQLite store, all keys owned before).\n\
+             sizes (900,000, 1,000,000 and 2^20 + 1; the one named counts) for bytes; of {} windows of {} s, each on a new \
+             host pinned to one core, for sessions ({} of them, on a core of their own; SQLite store, all keys owned \
+             before).\n\
              - {}, {} cores, Linux {}; commit {}. CPU used by other programs during the windows, in cores: {others}\n\n\
              | | unit | value | bar | |\n|---|---|---|---|---|\n",
             self.rounds,
@@ -168,11 +176,17 @@ impl Table {
             let value = self.alone.per_second(name)?;
             Some(Line { what: format!("engine alone: {words}"), unit: "cycles/s", value, places: 0, bar })
         });
+        let growths = GROWTHS.into_iter().filter_map(|(large, small, words)| {
+            let ratio = self.alone.nanos(large)?.median / self.alone.nanos(small)?.median;
+            let value = Spread { median: ratio, min: ratio, max: ratio };
+            let what = format!("engine alone: cost of a cycle, {words}");
+            Some(Line { what, unit: "times", value, places: 2, bar: Bar::None })
+        });
         let weights = WEIGHTS.into_iter().filter_map(|(name, words, bar)| {
             let value = self.alone.bytes(name)?;
             Some(Line { what: words.to_owned(), unit: "bytes", value, places: 0, bar })
         });
-        speeds.chain(weights).chain(Row::ALL.into_iter().flat_map(|row| self.lines_of(row))).collect()
+        speeds.chain(growths).chain(weights).chain(Row::ALL.into_iter().flat_map(|row| self.lines_of(row))).collect()
     }
 
     fn lines_of(&self, row: Row) -> Vec<Line> {

@@ -60,7 +60,7 @@ impl Family {
         self.members.values().flat_map(|member| member.tokens.keys()).collect()
     }
 
-    /// The tokens of a key that members may have; only those of sure members, if there are any.
+    /// The tokens of a key that members may have.
     pub(crate) fn tokens(&self, key: &LockKey) -> BTreeSet<u64> {
         self.members.values().filter_map(|member| member.tokens.get(key)).copied().collect()
     }

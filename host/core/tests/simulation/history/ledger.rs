@@ -137,8 +137,10 @@ impl Ledger {
             Input::ResumeSession { session, resume, .. } => self.resume(*session, resume),
             Input::Acquire { session, acquire } => {
                 let holder = HolderId { session: *session, request: acquire.request };
-                self.enter(holder, acquire);
-                self.note_excess(holder);
+                if !self.entries.contains_key(&holder) {
+                    self.enter(holder, acquire);
+                    self.note_excess(holder);
+                }
             }
             Input::Cancel { session, request } | Input::Release { session, request, .. } => {
                 self.leave(HolderId { session: *session, request: *request });
@@ -216,7 +218,7 @@ impl Ledger {
     }
 
     fn enter(&mut self, holder: HolderId, acquire: &Acquire) {
-        if self.entries.contains_key(&holder) || !self.sessions.contains_key(&holder.session) {
+        if !self.sessions.contains_key(&holder.session) {
             return;
         }
         let asked: Vec<KeyRequest> = acquire.keys.to_vec();
