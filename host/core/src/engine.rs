@@ -22,6 +22,7 @@ use crate::{ClaimId, Command, Config, Input, Instant, LockKey};
 /// `handle_timeout` alone, and late is safe: so a driver that was frozen can first hand in what its clients sent in
 /// the meantime, and only then let time take its course.
 #[derive(Debug)]
+#[cfg_attr(feature = "model", derive(Clone))]
 pub struct Engine {
     pub(crate) config: Config,
     pub(crate) now: Instant,
@@ -41,7 +42,7 @@ pub struct Engine {
     pub(crate) families: Families,
     /// The place of the last request among all.
     pub(crate) last_order: u64,
-    last_claim: u64,
+    pub(crate) last_claim: u64,
     fault: Option<Fault>,
     mutation: Option<Mutation>,
 }

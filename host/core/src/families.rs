@@ -14,11 +14,11 @@ use crate::requests::{KeyUse, Part, Request, RequestIndex, Stage};
 use crate::{Engine, HolderSecret, Instant, Mode, RejectReason, Token};
 
 /// A place in the table of families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct FamilyIndex(u32);
 
 /// What a request has to do with a family.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) enum Kin {
     #[default]
     None,
@@ -30,7 +30,7 @@ pub(crate) enum Kin {
 
 /// One hold in the eyes of the key, several in those of the sessions. Each key that it has is *borne* by one member;
 /// when that one ends while others use the key too, one of them bears it on, under the same token.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Family {
     pub(crate) secret: HolderSecret,
     /// No member's hold lasts longer.
@@ -72,7 +72,7 @@ impl Family {
 }
 
 /// All families.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Families {
     by_secret: HashMap<HolderSecret, FamilyIndex>,
     slab: Slab<Family>,
@@ -107,6 +107,13 @@ impl Families {
         let family = self.slab.try_remove(index.0 as usize).ok_or(Fault::Broken("no such family"))?;
         self.by_secret.remove(&family.secret);
         Ok(family)
+    }
+
+    /// The places that will be taken next, in that order.
+    #[cfg(feature = "model")]
+    pub(crate) fn vacant(&self) -> Vec<usize> {
+        let filler = Family::new(HolderSecret([0; 16]), Instant::default(), RequestIndex(0));
+        crate::fingerprint::vacant(&self.slab, &filler)
     }
 
     #[cfg(any(test, debug_assertions, feature = "mutations"))]

@@ -7,7 +7,7 @@ use crate::requests::RequestIndex;
 use crate::{Instant, Mode, Token};
 
 /// The holds of a key. What only shared and limited ones need is boxed: most keys are idle, or held exclusively.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) enum Holders {
     #[default]
     None,
@@ -16,7 +16,7 @@ pub(crate) enum Holders {
 }
 
 /// Holds that stand beside each other: all shared, or all limited.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Group {
     kind: Kind,
     /// By token: the first is the barrier of the next grant.
@@ -167,6 +167,13 @@ impl Holders {
             Self::Group(group) => (None, Some(group)),
         };
         alone.into_iter().chain(group.into_iter().flat_map(|group| group.live.values().map(|member| member.request)))
+    }
+
+    /// Those that linger, and until when.
+    #[cfg(feature = "model")]
+    pub(crate) fn lingering(&self) -> impl Iterator<Item = (Instant, Mode)> {
+        let group = if let Self::Group(group) = self { Some(group) } else { None };
+        group.into_iter().flat_map(|group| group.lingering.iter().map(|((until, _), mode)| (*until, *mode)))
     }
 
     fn tidy(&mut self) {

@@ -17,7 +17,7 @@ use crate::{ClaimId, Epoch, Instant, LockKey, Mode, Token};
 pub(crate) struct KeyIndex(pub(crate) u32);
 
 /// One tracked key. A million idle ones must fit in memory: what only busy keys need is boxed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Key {
     pub(crate) name: LockKey,
     pub(crate) ownership: Ownership,
@@ -45,7 +45,7 @@ struct IdleLinks {
 }
 
 /// What the store says about a key.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Ownership {
     /// Nothing: never asked, or lost. Tracked for a local hold or quarantine only.
     None,
@@ -67,7 +67,7 @@ impl Ownership {
 }
 
 /// A key that is ours to grant.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Owned {
     /// The claim that was answered last.
     pub(crate) claim: ClaimId,
@@ -180,7 +180,7 @@ impl Key {
 }
 
 /// All tracked keys, and the list of the idle ones, longest idle first.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Keys {
     /// Places only: the names are in the slab already. Nothing ever goes through it in its order.
     by_name: HashTable<KeyIndex>,
@@ -303,6 +303,13 @@ impl Keys {
 
     fn idle_links(&mut self, index: KeyIndex) -> Step<&mut IdleLinks> {
         self.get_mut(index)?.idle.as_mut().ok_or(Fault::Broken("the list of idle keys is torn"))
+    }
+
+    /// The places that will be taken next, in that order.
+    #[cfg(feature = "model")]
+    pub(crate) fn vacant(&self) -> Vec<usize> {
+        LockKey::parse("vacant")
+            .map_or_else(|_| Vec::new(), |name| crate::fingerprint::vacant(&self.slab, &Key::new(name)))
     }
 
     #[cfg(any(test, debug_assertions, feature = "mutations"))]

@@ -15,6 +15,8 @@ mod engine;
 mod estimate;
 mod families;
 mod fault;
+#[cfg(feature = "model")]
+mod fingerprint;
 mod holders;
 mod holds;
 mod input;
@@ -36,6 +38,9 @@ pub use config::{Config, HandoffBudget};
 pub use describe::{HolderDescription, KeyDescription, KeyPage, OwnershipDescription, WaiterDescription};
 pub use engine::Engine;
 pub use fault::Fault;
+#[cfg(feature = "model")]
+#[doc(hidden)]
+pub use fingerprint::View;
 pub use input::{Acquire, Ending, ForcedDelay, Input, KeyRequest, Reentry, Resume, Who};
 #[cfg(feature = "mutations")]
 #[doc(hidden)]

@@ -20,14 +20,14 @@ pub(crate) struct Entry {
 }
 
 /// Some of them, in the order of their coming.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Line {
     live: BTreeMap<Ticket, Entry>,
     passed_over: BTreeMap<Ticket, Entry>,
 }
 
 /// The waiters of a key.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Queue {
     line: Line,
     /// Those whose family has the key already: they wait for the store or the lease, and for nobody's turn.

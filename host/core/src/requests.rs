@@ -16,7 +16,7 @@ use crate::{HolderId, Instant, LostReason, Mode, Token, Who};
 pub(crate) struct RequestIndex(pub(crate) u32);
 
 /// A waiter or a hold.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) holder: HolderId,
     /// Its keys, in the order of their names: that in which it queues for them.
@@ -103,7 +103,7 @@ pub(crate) struct Hold {
 }
 
 /// All requests.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Requests {
     slab: Slab<Request>,
     holds: usize,
@@ -169,6 +169,23 @@ impl Requests {
 
     pub(crate) fn waiters(&self) -> usize {
         self.slab.len() - self.holds
+    }
+
+    /// The places that will be taken next, in that order.
+    #[cfg(feature = "model")]
+    pub(crate) fn vacant(&self) -> Vec<usize> {
+        let filler = Request {
+            holder: HolderId { session: crate::SessionId(0), request: crate::RequestId(0) },
+            uses: Uses::new(),
+            hold_max: Duration::ZERO,
+            lock_delay: Duration::ZERO,
+            since: Instant::default(),
+            order: 0,
+            kin: Kin::None,
+            stage: Stage::Holding(Hold { granted: Instant::default(), limit: Instant::default() }),
+            who: None,
+        };
+        crate::fingerprint::vacant(&self.slab, &filler)
     }
 
     #[cfg(any(test, debug_assertions, feature = "mutations"))]

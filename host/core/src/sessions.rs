@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// One client's liveness.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Session {
     /// When its last heartbeat was processed: the anchor of all that is promised.
     pub(crate) heard: Instant,
@@ -49,7 +49,7 @@ pub(crate) enum Link {
 }
 
 /// All sessions. Nothing ever goes through them in the map's order.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Sessions {
     by_id: HashMap<SessionId, Session>,
 }

@@ -26,7 +26,7 @@ pub(crate) enum Timer {
 }
 
 /// An ordered set: removal is exact, so that a timer never outlives what it is about and indices can be reused.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Timers {
     set: BTreeSet<(Instant, Timer)>,
 }
