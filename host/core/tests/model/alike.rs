@@ -1,6 +1,6 @@
 //! That worlds which look alike go on alike: or else an exploration would leave out what only one of them leads to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use stateright::Model;
@@ -13,15 +13,15 @@ use crate::world::{Action, World};
 /// What may happen next, and to what it leads.
 type Ways = Vec<(Action, u64)>;
 
-/// Looks at `count` worlds, among them such as were found to look like an earlier one, and says which two do not go on
-/// alike.
+/// Looks at `count` worlds, those soonest to come and those farthest away by turns, and says which two of them look alike
+/// and do not go on alike.
 pub(crate) fn first_difference(plan: Plan, count: usize) -> Option<String> {
     let exploration = Exploration { plan, sights: Arc::new(Sights::default()) };
     let mut known: HashMap<u64, (Ways, Vec<Action>)> = HashMap::new();
-    let mut open: Vec<(World, Vec<Action>)> =
+    let mut open: VecDeque<(World, Vec<Action>)> =
         exploration.init_states().into_iter().map(|world| (world, Vec::new())).collect();
-    for _ in 0..count {
-        let (world, path) = open.pop()?;
+    for turn in 0..count {
+        let (world, path) = if turn % 2 == 0 { open.pop_front() } else { open.pop_back() }?;
         let nexts = next_worlds(&exploration, &world);
         let ways: Ways = nexts.iter().map(|(action, next)| (*action, next.fingerprint())).collect();
         match known.get(&world.fingerprint()) {
@@ -37,7 +37,7 @@ pub(crate) fn first_difference(plan: Plan, count: usize) -> Option<String> {
             None => {
                 known.insert(world.fingerprint(), (ways, path.clone()));
                 for (action, next) in nexts {
-                    open.push((next, [path.as_slice(), &[action]].concat()));
+                    open.push_back((next, [path.as_slice(), &[action]].concat()));
                 }
             }
         }

@@ -147,7 +147,8 @@ fn search(plan: &Plan, limit: Option<Duration>, steps_max: Option<usize>) -> Fou
     let sights = Arc::new(Sights::default());
     let started = Instant::now();
     let exploration = Exploration { plan: plan.clone(), sights: Arc::clone(&sights) };
-    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    // Stateright looks at the time only when it shares work.
+    let threads = std::thread::available_parallelism().map_or(2, NonZeroUsize::get).max(2);
     let mut builder = exploration.checker().threads(threads).finish_when(HasDiscoveries::AnyFailures);
     if let Some(limit) = limit {
         builder = builder.timeout(limit);
