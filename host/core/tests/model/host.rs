@@ -335,7 +335,6 @@ impl Host {
         let held_before: Vec<HeldKey> = self.answers.values().flat_map(|(_, answer)| answer.held()).copied().collect();
         let client = self.connections.iter().find(|known| known.session == session).map(|known| known.client);
         let answer = client.and_then(|client| Some((client, self.answers.get_mut(&(session, request))?)));
-        let told_before = answer.as_ref().map(|(_, (_, answer))| format!("{answer:?}"));
         match answer {
             Some((client, (choice, answer @ Answer::None))) => {
                 let ask = plan.ask(client, request, *choice);
@@ -357,9 +356,11 @@ impl Host {
                 out.push(Out::ToldAgain);
                 held.clone()
             }
-            _ => {
-                let what = format!("I5: {request} of {session:?} was granted {tokens:?} after {told_before:?}");
-                out.push(Out::Violation(what));
+            answer => {
+                let before = answer.map(|(_, (_, answer))| format!("{answer:?}"));
+                out.push(Out::Violation(format!(
+                    "I5: {request} of {session:?} was granted {tokens:?} after {before:?}"
+                )));
                 Vec::new()
             }
         }
