@@ -16,6 +16,7 @@ use turnstile_protocol::{KEY_MAX_BYTES, KEYS_PER_ACQUIRE_MAX, MESSAGE_MAX_BYTES,
 use crate::config::{self, Config, Store as StoreConfig};
 use crate::driver::{Backlog, Driver, Ended, Event, Health};
 use crate::sessions::Sessions;
+use crate::store::etcd::{self, EtcdStore};
 use crate::store::sqlite::{self, SqliteStore};
 use crate::store::{self, Store};
 use crate::{admin, api, clock, port, wire};
@@ -67,7 +68,10 @@ pub enum StartError {
     },
     /// The store could not be opened.
     #[error("cannot open the store: {0}")]
-    Store(#[from] sqlite::OpenError),
+    Sqlite(#[from] sqlite::OpenError),
+    /// The same, on etcd.
+    #[error("cannot open the store: {0}")]
+    Etcd(#[from] etcd::OpenError),
     /// Forced releases could not be recorded.
     #[error("cannot write {} (api.audit_file): {error}", path.display())]
     Audit {
@@ -199,12 +203,10 @@ fn local_address(listener: &TcpListener, asked_for: SocketAddr) -> SocketAddr {
     listener.local_addr().unwrap_or(asked_for)
 }
 
-fn open_store(
-    config: &StoreConfig,
-    events: mpsc::UnboundedSender<store::Event>,
-) -> Result<Box<dyn Store>, sqlite::OpenError> {
+fn open_store(config: &StoreConfig, events: mpsc::UnboundedSender<store::Event>) -> Result<Box<dyn Store>, StartError> {
     match config {
         StoreConfig::Sqlite(config) => Ok(Box::new(SqliteStore::open(config.clone(), events)?)),
+        StoreConfig::Etcd(config) => Ok(Box::new(EtcdStore::open(config.clone(), events)?)),
     }
 }
 

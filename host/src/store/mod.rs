@@ -7,6 +7,7 @@
 //! A store does not talk to the lock engine, nor decide when to retry: the driver does both, by a `match` on
 //! [`StoreError`].
 
+pub mod etcd;
 pub mod sqlite;
 
 use std::time::Duration;
