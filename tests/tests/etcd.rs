@@ -19,7 +19,7 @@ async fn data_outlives_kills_and_leases_have_numbers() {
     let lease = granted.split(' ').nth(1).expect("lease ID granted with TTL").to_owned();
     etcd.ctl(&["put", "--lease", &lease, "leased", ""]).await;
     let leased = etcd.keys("leased").await;
-    assert_eq!(format!("{:x}", leased[0].lease), lease);
+    assert_eq!(Ok(leased[0].lease), u64::from_str_radix(&lease, 16));
     let before = etcd.requests("LeaseRevoke").await;
     etcd.revoke(leased[0].lease).await;
     assert_eq!(etcd.requests("LeaseRevoke").await, before + 1);
