@@ -109,7 +109,7 @@ pub(super) struct Member {
 enum Line {
     Down { from: Instant },
     Connecting,
-    Up(Link),
+    Up(Box<Link>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -320,7 +320,7 @@ impl Worker {
             }
         }
         self.witness = witness;
-        self.line = Line::Up(link);
+        self.line = Line::Up(Box::new(link));
         self.pause = PAUSE_FIRST;
         self.working();
         self.hosts.list(hosts, listed, now);
