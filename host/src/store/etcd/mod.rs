@@ -14,6 +14,8 @@ mod decide;
 mod hosts;
 mod jobs;
 mod layout;
+mod lease;
+mod line;
 mod link;
 mod reaper;
 mod table;
