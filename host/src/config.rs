@@ -362,6 +362,34 @@ mod tests {
     }
 
     #[test]
+    fn an_etcd_cluster_is_described_completely() {
+        let text = "[store]\nkind = \"etcd\"\nendpoints = [\"https://a:2379\", \"https://b:2379\"]\n\
+            user = \"turnstile\"\npassword_file = \"p\"\nca_file = \"ca.pem\"\ncert_file = \"c\"\nkey_file = \"k\"";
+        let Store::Etcd(store) = Config::parse(text, &Overrides::default()).unwrap().store else { panic!() };
+        assert_eq!((store.endpoints.len(), store.prefix.as_str(), store.lease_ttl), (2, "turnstile/", 5 * SECOND));
+        assert_eq!(store.user, Some(("turnstile".into(), "p".into())));
+        assert_eq!(store.tls.unwrap().identity, Some(("c".into(), "k".into())));
+    }
+
+    #[test]
+    fn what_does_not_fit_together_for_etcd_is_told() {
+        let etcd = |more: &str| faults(&format!("[store]\nkind = \"etcd\"\n{more}"));
+        let http = "endpoints = [\"http://a:2379\"]\n";
+        assert!(etcd("").contains("store.endpoints: is missing"), "{}", etcd(""));
+        assert!(etcd("endpoints = [\"http://a\", \"https://b\"]").contains("all http or all https"));
+        assert!(etcd("endpoints = [\"https://a:2379\"]").contains("store.ca_file"));
+        assert!(etcd(&format!("{http}ca_file = \"ca.pem\"")).contains("store.endpoints"));
+        assert!(etcd(&format!("{http}user = \"u\"")).contains("store.password_file"));
+        assert!(etcd(&format!("{http}password_file = \"u\"")).contains("store.user"));
+        assert!(etcd(&format!("{http}lease_ttl = \"5500ms\"")).contains("whole seconds"));
+        assert!(etcd(&format!("{http}request_timeout = \"4s\"")).contains("half of `lease_ttl`"));
+        assert!(etcd(&format!("{http}prefix = \"locks\"")).contains("store.prefix"));
+        assert!(etcd(&format!("{http}path = \"a.db\"")).contains("store.path: unknown"));
+        let overrides = Overrides { database: Some("a.db".into()), ..Overrides::default() };
+        assert!(Config::parse(&format!("[store]\nkind = \"etcd\"\n{http}"), &overrides).is_err());
+    }
+
+    #[test]
     fn flags_override_the_file() {
         let overrides = Overrides { database: Some("other.db".into()), ..Overrides::default() };
         let Store::Sqlite(store) = Config::parse("[store]\npath = \"a.db\"", &overrides).unwrap().store else {
