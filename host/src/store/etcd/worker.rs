@@ -89,10 +89,10 @@ pub(super) enum Phase {
     Left,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Health {
     Working,
-    Failing,
+    /// With what was wrong last.
+    Failing(String),
 }
 
 impl Worker {
@@ -165,7 +165,11 @@ impl Worker {
         }
         match &self.phase {
             Phase::Joining { .. } => {
-                self.answer_all("this host has no lease at the moment", StoreError::Unavailable);
+                let mut reason = "this host has no lease at the moment".to_owned();
+                if let Health::Failing(why) = &self.health {
+                    reason = format!("{reason}: {why}");
+                }
+                self.answer_all(&reason, StoreError::Unavailable);
             }
             Phase::Left => self.answer_all("this host has ended its lease", StoreError::Rejected),
             Phase::Member(_) => {
@@ -356,17 +360,17 @@ impl Worker {
     }
 
     pub(super) fn working(&mut self) {
-        if self.health == Health::Failing {
+        if matches!(self.health, Health::Failing(_)) {
             tracing::info!(store = "etcd", "the store works again");
             self.health = Health::Working;
         }
     }
 
     pub(super) fn failing(&mut self, reason: &str) {
-        if self.health == Health::Working {
+        if matches!(self.health, Health::Working) {
             tracing::warn!(store = "etcd", reason, "the store does not work; trying again");
-            self.health = Health::Failing;
         }
+        self.health = Health::Failing(reason.to_owned());
     }
 }
 
