@@ -96,6 +96,7 @@ async fn a_claim_that_landed_unheard_and_is_wanted_no_more_is_undone() {
     a.claim(&other, DELAY);
     scene.until_record("t/account", |record| record.is_some()).await;
     a.failed(&account).await;
+    a.failed(&other).await;
     scene.link.cut_all().await;
     a.give_up(&account);
     scene.link.heal();
