@@ -87,7 +87,11 @@ async fn whoever_talks_to_a_frozen_leader_only_believes_no_longer_than_others_wa
     etcd.freeze(leader).await;
     let gained = b.gained(&key("t/owned")).await;
     let renewed = a.count(|event| matches!(event, Event::LeaseRenewed { until } if *until > gained.quarantined_until));
-    assert!(renewed == 0 && a.leased_until + DELAY <= gained.quarantined_until, "{gained:?} is too early");
+    let believed = a.leased_until;
+    assert!(
+        renewed == 0 && believed + DELAY <= gained.quarantined_until,
+        "{gained:?}: too early for {believed:?}, {renewed}"
+    );
     etcd.thaw(leader);
     a.lease_lost().await;
     a.renewed().await;
