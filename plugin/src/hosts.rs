@@ -7,6 +7,8 @@
 //! speed: what makes it safe is the store that the hosts share.
 
 mod rendezvous;
+#[cfg(test)]
+mod simulation;
 mod standing;
 #[cfg(test)]
 mod tests;

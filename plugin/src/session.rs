@@ -11,8 +11,6 @@ mod link;
 mod outbox;
 mod pulse;
 mod receive;
-#[cfg(test)]
-mod simulation;
 mod terms;
 #[cfg(test)]
 mod tests;

@@ -157,6 +157,12 @@ impl Sessions {
         self.current.is_busy() || !self.retiring.is_empty()
     }
 
+    /// Whether nobody waits or holds here, and the host knows it.
+    #[cfg(test)]
+    pub(crate) fn is_unused(&self) -> bool {
+        self.current.is_unused() && self.retiring.is_empty()
+    }
+
     /// See [`Session::sign`].
     pub fn sign(&self, now: Instant) -> Sign {
         self.current.sign(now)
