@@ -238,15 +238,22 @@ impl Hosts {
         for index in 0..self.clusters.len() {
             let from = ClusterRef(index);
             while let Some((waiter, rejection)) = self.get_mut(from).and_then(|it| it.sessions.take_declined()) {
-                match self.place_of_declined(from, &waiter, rejection) {
-                    Some(to) => self.adopt(now, to, waiter),
+                match self.place_of_declined(now, from, &waiter, rejection) {
+                    Some(to) if self.has_room(to) => self.adopt(now, to, waiter),
+                    Some(_) => self.reject(from, &waiter, Rejection::Busy { retry_after: None }),
                     None => self.reject(from, &waiter, rejection),
                 }
             }
         }
     }
 
-    fn place_of_declined(&self, from: ClusterRef, waiter: &Waiter, rejection: Rejection) -> Option<ClusterRef> {
+    fn place_of_declined(
+        &self,
+        now: Instant,
+        from: ClusterRef,
+        waiter: &Waiter,
+        rejection: Rejection,
+    ) -> Option<ClusterRef> {
         let key = KeyHash::of_request(waiter.keys());
         let secret = waiter.reentry_secret();
         let elsewhere = |(_, _, to): &Place| *to != from;
@@ -259,6 +266,7 @@ impl Hosts {
             Rejection::HostUnavailable => match self.get(from).filter(|from| !from.sessions.is_host_down()) {
                 // It cannot be reached.
                 None => self.best(key, elsewhere),
+                Some(_) if waiter.has_waited(now) => None,
                 // It cannot reach its store. The next in order may, and each is asked once.
                 Some(from) => {
                     let asked = Reverse(from.hash.weight(key));
@@ -297,10 +305,13 @@ impl Hosts {
     fn refuge(&self, from: ClusterRef, fitness: Fitness, id: u64) -> Option<ClusterRef> {
         let waiter = self.get(from)?.sessions.waiter(id)?;
         let (key, secret) = (KeyHash::of_request(waiter.keys()), waiter.reentry_secret());
-        let has_room = |(.., to): &Place| *to == from || self.get(*to).is_some_and(|to| to.sessions.has_room());
-        let place =
-            if secret.is_empty() { self.best(key, has_room) } else { self.place_of_hold(secret, key, has_room) };
+        let may = |(.., to): &Place| *to == from || self.has_room(*to);
+        let place = if secret.is_empty() { self.best(key, may) } else { self.place_of_hold(secret, key, may) };
         place.filter(|(better, _, to)| *better < fitness && *to != from).map(|(.., to)| to)
+    }
+
+    fn has_room(&self, cluster: ClusterRef) -> bool {
+        self.get(cluster).is_some_and(|cluster| cluster.sessions.has_room())
     }
 
     fn adopt(&mut self, now: Instant, to: ClusterRef, waiter: Waiter) {

@@ -31,6 +31,11 @@ impl Waiter {
         self.acquire.keys.iter().map(|request| request.key.as_str())
     }
 
+    /// Whether its wait is over. A try has none.
+    pub fn has_waited(&self, now: Instant) -> bool {
+        self.asked < self.deadline && self.deadline <= now
+    }
+
     /// The secret of the hold that it wants to join; empty if it wants none.
     pub fn reentry_secret(&self) -> &[u8] {
         &self.acquire.reentry_secret
@@ -80,10 +85,11 @@ impl Session {
     }
 
     /// A waiter of another session asks here from now on, with what is left of its wait. Many may come at once, from
-    /// many proxies: so a new stream is opened after a short pause.
+    /// many proxies: so a first stream is opened after a short pause.
     pub fn adopt(&mut self, now: Instant, waiter: Waiter) {
         if self.link == Link::Idle {
             self.failures = 0;
+            self.backoff.reset();
             self.link = Link::Broken { retry_at: now + self.backoff.pause() };
         }
         self.used = now;

@@ -223,6 +223,11 @@ fn what_one_hosts_store_refuses_is_asked_of_each_later_host_once() {
         bench.pass(Duration::from_millis(200));
     }
     bench.is_rejected(1, Rejection::HostUnavailable);
+    // Nor is anybody passed on whose wait was spent there.
+    bench.ask(2, &abc, 1_000);
+    bench.pass(Duration::from_secs(1));
+    bench.reject("a", 2, RejectReason::StoreUnavailable);
+    bench.is_rejected(2, Rejection::HostUnavailable);
 }
 
 #[test]
@@ -240,6 +245,34 @@ fn a_full_session_takes_no_more() {
     bench.pass(Duration::from_millis(300));
     assert_eq!(bench.at("b").len(), crate::session::WAITERS_MAX);
     assert_eq!(bench.outcomes, []);
+}
+
+#[test]
+fn who_comes_to_a_full_session_from_a_dead_host_is_told_that_all_are_busy() {
+    let mut bench = Bench::new(&["a", "b"]);
+    let ba = key(&["b", "a"]);
+    (0..crate::session::WAITERS_MAX as u32).for_each(|owner| bench.ask(owner, &ba, 60_000));
+    bench.host("a").network = Network::Refusing;
+    bench.ask(9_999, &key(&["a", "b"]), 60_000);
+    bench.pass(Duration::from_millis(200));
+    bench.is_rejected(9_999, Rejection::Busy { retry_after: None });
+}
+
+/// Nobody has tried them for a long time: they may well be there.
+#[test]
+fn hosts_that_were_away_and_not_needed_are_tried_anew() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    for name in ["a", "b"] {
+        bench.host(name).network = Network::Refusing;
+    }
+    bench.ask(1, &ab, 60_000);
+    bench.pass(Duration::from_secs(1));
+    bench.is_rejected(1, Rejection::HostUnavailable);
+    bench.pass(crate::session::IDLE_MAX + Duration::from_secs(5));
+    bench.revive("b");
+    bench.ask(2, &ab, 60_000);
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(bench.at("b").len(), 1, "{:?}", bench.outcomes);
 }
 
 #[test]
