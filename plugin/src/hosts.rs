@@ -97,11 +97,11 @@ impl Hosts {
             Reentry::Join(secret) => self.place_of_hold(secret.as_bytes(), key, |_| true),
         };
         let Some((_, Reverse(weight), place)) = place else { return Err(Rejection::HostUnavailable) };
-        let passed_over = self.wake_preferred(now, key, weight);
         let is_bound = matches!(ask.reentry, Reentry::Join(_));
+        let passed_over = !is_bound && self.wake_preferred(now, key, weight);
         let Some(cluster) = self.get_mut(place) else { return Err(Rejection::HostUnavailable) };
         cluster.sessions.acquire(now, owner, ask)?;
-        self.failovers += u32::from(passed_over && !is_bound);
+        self.failovers += u32::from(passed_over);
         Ok(())
     }
 
@@ -164,12 +164,18 @@ impl Hosts {
 
     /// See [`Session::poll_outcome`](crate::session::Session::poll_outcome).
     pub fn poll_outcome(&mut self) -> Option<(RequestRef, Outcome)> {
+        if !self.has_outcome() {
+            return None;
+        }
         let loss = self.all().find_map(Sessions::poll_loss);
         loss.or_else(|| self.all().find_map(Sessions::poll_outcome))
     }
 
     /// See [`Session::poll_output`](crate::session::Session::poll_output).
     pub fn poll_output(&mut self) -> Option<Output> {
+        if !self.has_output() {
+            return None;
+        }
         self.all().find_map(Sessions::poll_output)
     }
 

@@ -3,7 +3,8 @@
 //! Inputs are requests ([`Session::acquire`], [`Session::cancel`], [`Session::release`]), the stream
 //! ([`Session::stream_opened`], [`Session::stream_closed`], [`Session::receive`]) and time ([`Session::tick`]). Outputs
 //! are [`Session::wants_stream`], [`Session::poll_output`] and [`Session::poll_outcome`]. Whoever gives an input takes
-//! all outputs afterwards.
+//! all outputs afterwards. Before that, whoever knows other hosts may take waiters to them ([`Session::take_declined`],
+//! [`Session::take_waiter`]).
 
 mod farewells;
 mod handover;

@@ -28,6 +28,7 @@ fn who_joins_goes_to_the_host_that_granted() {
     bench.grant("a", 2);
     bench.is_granted(2);
     assert_eq!(bench.hosts.take_failovers(), 0, "it is where it belongs");
+    assert_eq!((bench.host("b").hellos, bench.host("c").hellos), (0, 0), "nobody else is needed");
 }
 
 /// The hold was granted to another worker: this one has met no host, or not the right one.
