@@ -23,7 +23,7 @@ use crate::backoff::Jitter;
 use crate::clock::{Instant, now, random};
 use crate::ending::Facts;
 use crate::flow::{Effect, Event, Flow};
-use crate::hosts::{Absence, Change, Hosts};
+use crate::hosts::Hosts;
 use crate::reentry::{Kin, Redirected, Reentry};
 use crate::reply::Reply;
 use crate::session::{Names, Outcome, Output, Rejection, RequestRef, StreamToken, TICK};
@@ -80,8 +80,15 @@ impl Context for Root {
     }
 
     fn on_grpc_stream_close(&mut self, stream: u32, status: u32) {
-        log::debug!("a stream to a lock host has ended with gRPC status {status}");
-        self.run(|worker, now| worker.hosts.stream_closed(now, StreamToken(stream)));
+        let stream = StreamToken(stream);
+        self.run(|worker, now| {
+            // Those of a host that is known to be away end every now and then.
+            if let Some(cluster) = worker.hosts.cluster_of(stream).filter(|cluster| !worker.hosts.is_away(*cluster)) {
+                let cluster = worker.hosts.name(cluster);
+                log::info!("turnstile: a stream to the host behind {cluster} has ended with gRPC status {status}");
+            }
+            worker.hosts.stream_closed(now, stream);
+        });
     }
 }
 
@@ -285,14 +292,8 @@ impl Worker {
     /// Logs what has become of hosts: once, and not for every request that finds out.
     fn tell_changes(&mut self) {
         while let Some((cluster, change)) = self.hosts.poll_change() {
-            match change {
-                Change::Left(Absence::Unreachable) => log::warn!("turnstile: the host behind {cluster} is away"),
-                Change::Left(Absence::Leaving) => log::info!("turnstile: the host behind {cluster} goes away"),
-                Change::Left(Absence::Unable) => {
-                    log::warn!("turnstile: the host behind {cluster} has no lease in its store");
-                }
-                Change::Returned => log::info!("turnstile: the host behind {cluster} is back"),
-            }
+            let level = if change.is_in_order() { log::Level::Info } else { log::Level::Warn };
+            log::log!(level, "turnstile: the host behind {cluster} {change}");
         }
     }
 

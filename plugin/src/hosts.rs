@@ -196,6 +196,11 @@ impl Hosts {
         self.clusters.get(cluster.0).map_or("", |cluster| cluster.name.as_str())
     }
 
+    /// Which cluster's stream it is.
+    pub fn cluster_of(&self, stream: StreamToken) -> Option<ClusterRef> {
+        self.clusters.iter().position(|cluster| cluster.sessions.has_stream(stream)).map(ClusterRef)
+    }
+
     /// Whether the host of the cluster is known to be away.
     pub fn is_away(&self, cluster: ClusterRef) -> bool {
         self.clusters.get(cluster.0).is_some_and(|cluster| cluster.standing.is_away())

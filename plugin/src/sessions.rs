@@ -163,6 +163,11 @@ impl Sessions {
         self.current.is_unused() && self.retiring.is_empty()
     }
 
+    /// Whether the stream is of one of the sessions.
+    pub fn has_stream(&self, stream: StreamToken) -> bool {
+        core::iter::once(&self.current).chain(&self.retiring).any(|session| session.stream() == Some(stream))
+    }
+
     /// See [`Session::sign`].
     pub fn sign(&self, now: Instant) -> Sign {
         self.current.sign(now)

@@ -3,6 +3,7 @@
 //! A host that was away is up again only after it has been steadily there for a while, and for longer each time, so
 //! that one that comes and goes does not drag requests to and fro.
 
+use core::fmt;
 use core::time::Duration;
 
 use crate::clock::Instant;
@@ -53,6 +54,25 @@ pub enum Absence {
     Leaving,
     /// It answers, but has no lease in its store, and so can grant nothing.
     Unable,
+}
+
+impl Change {
+    /// Whether it happens without anything being wrong.
+    pub fn is_in_order(self) -> bool {
+        matches!(self, Self::Left(Absence::Leaving) | Self::Returned)
+    }
+}
+
+/// What the host does.
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Left(Absence::Unreachable) => "is away",
+            Self::Left(Absence::Leaving) => "goes away",
+            Self::Left(Absence::Unable) => "has no lease in its store",
+            Self::Returned => "is back",
+        })
+    }
 }
 
 impl Default for Standing {
