@@ -1,4 +1,4 @@
-//! Where the built and fetched parts under test lie: the plugin's wasm file, Envoy, the host binary.
+//! Where the built and fetched parts under test lie: the plugin's wasm file, Envoy, the host binary, etcd.
 //!
 //! A part that is missing fails the test with a message that says how to get it; nothing is ever skipped.
 
@@ -36,6 +36,29 @@ pub fn turnstile_bin() -> PathBuf {
         place,
         "`cargo xtask test` or `cargo build -p turnstile-host` builds it",
     )
+}
+
+/// etcd's server: `$TURNSTILE_ETCD`, or `etcd` on the PATH, or `target/turnstile/etcd`.
+///
+/// # Panics
+/// If there is no such file.
+pub fn etcd() -> PathBuf {
+    found("etcd", "TURNSTILE_ETCD", || on_path_or_fetched("etcd"), "`cargo xtask test` fetches it")
+}
+
+/// etcd's command line client: `$TURNSTILE_ETCDCTL`, or `etcdctl` on the PATH, or `target/turnstile/etcdctl`.
+///
+/// # Panics
+/// If there is no such file.
+pub fn etcdctl() -> PathBuf {
+    found("etcdctl", "TURNSTILE_ETCDCTL", || on_path_or_fetched("etcdctl"), "`cargo xtask test` fetches it")
+}
+
+/// Where a shell would find `program`, or else where a fetched one lies.
+fn on_path_or_fetched(program: &str) -> PathBuf {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file());
+    found.unwrap_or_else(|| target().join("turnstile").join(program))
 }
 
 fn found(what: &str, variable: &str, default: impl FnOnce() -> PathBuf, remedy: &str) -> PathBuf {

@@ -1,4 +1,4 @@
-//! A network between two components that can be cut, silenced and healed.
+//! A network between two components that can be cut, silenced, deafened and healed.
 
 use std::net::SocketAddr;
 
@@ -13,6 +13,8 @@ enum Weather {
     Fair,
     /// Connections stay open and nothing passes: a half-open connection.
     Silent,
+    /// What is sent arrives, and no answer comes back.
+    Deaf,
     /// Connections are closed, and new ones too.
     Cut,
 }
@@ -22,6 +24,8 @@ pub struct Link {
     /// Connect here to reach the other side.
     pub address: SocketAddr,
     weather: watch::Sender<Weather>,
+    /// How many connections there are.
+    open: watch::Sender<usize>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
@@ -34,8 +38,9 @@ impl Link {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port can be bound");
         let address = listener.local_addr().expect("a listener has an address");
         let weather = watch::Sender::new(Weather::Fair);
-        let accepting = tokio::spawn(accept(listener, target, weather.subscribe()));
-        Self { address, weather, accepting }
+        let open = watch::Sender::new(0);
+        let accepting = tokio::spawn(accept(listener, target, weather.subscribe(), open.clone()));
+        Self { address, weather, open, accepting }
     }
 
     /// Closes every connection, and new ones at once.
@@ -43,9 +48,20 @@ impl Link {
         self.weather.send_replace(Weather::Cut);
     }
 
+    /// As [`Link::cut`], and waits until all are closed.
+    pub async fn cut_all(&self) {
+        self.cut();
+        let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
+    }
+
     /// Lets nothing pass from now on, while connections stay open.
     pub fn silence(&self) {
         self.weather.send_replace(Weather::Silent);
+    }
+
+    /// Lets requests pass from now on and keeps back what is answered.
+    pub fn deafen(&self) {
+        self.weather.send_replace(Weather::Deaf);
     }
 
     /// Lets everything pass again.
@@ -60,9 +76,19 @@ impl Drop for Link {
     }
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, weather: watch::Receiver<Weather>) {
+async fn accept(
+    listener: TcpListener,
+    target: SocketAddr,
+    weather: watch::Receiver<Weather>,
+    open: watch::Sender<usize>,
+) {
     while let Ok((near, _)) = listener.accept().await {
-        tokio::spawn(relay(near, target, weather.clone()));
+        open.send_modify(|open| *open += 1);
+        let (weather, open) = (weather.clone(), open.clone());
+        tokio::spawn(async move {
+            relay(near, target, weather).await;
+            open.send_modify(|open| *open -= 1);
+        });
     }
 }
 
@@ -77,7 +103,10 @@ async fn relay(near: TcpStream, target: SocketAddr, mut weather: watch::Receiver
     let (near_read, near_write) = near.into_split();
     let (far_read, far_write) = far.into_split();
     let both = async {
-        tokio::join!(pass(near_read, far_write, weather.clone()), pass(far_read, near_write, weather.clone()))
+        tokio::join!(
+            pass(near_read, far_write, weather.clone(), |now| now != Weather::Silent),
+            pass(far_read, near_write, weather.clone(), |now| now != Weather::Silent && now != Weather::Deaf),
+        )
     };
     let mut watch = weather.clone();
     tokio::select! {
@@ -90,10 +119,11 @@ async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut weather: watch::Receiver<Weather>,
+    passes: impl Fn(Weather) -> bool,
 ) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        let _ = weather.wait_for(|now| *now != Weather::Silent).await;
+        let _ = weather.wait_for(|now| passes(*now)).await;
         if to.write_all(&buffer[..count]).await.is_err() {
             return;
         }
