@@ -13,6 +13,7 @@ pub mod http;
 pub mod link;
 pub mod load;
 pub mod ports;
+pub mod preference;
 pub mod process;
 pub mod proxy_wasm;
 pub mod scripted_host;
