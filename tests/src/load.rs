@@ -67,7 +67,8 @@ impl Outcome {
         }
     }
 
-    fn merge(&mut self, other: Self) {
+    /// Adds what became of other requests. Latencies are sorted again by who reads them.
+    pub fn merge(&mut self, other: Self) {
         for (status, count) in other.statuses {
             *self.statuses.entry(status).or_default() += count;
         }

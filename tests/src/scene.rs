@@ -1,0 +1,355 @@
+//! A scene: steady load on a stage, one fault, its end, and the load going on until all is well again. Then it is
+//! judged, and told in one line.
+//!
+//! Every hot key has clients of its own, so that one which is blocked holds up no other. What is measured is what the
+//! upstream saw: `window` is the longest stretch after the fault in which no guarded request was let through,
+//! `worst key` the same of the one hot key that fared worst, and `again` how long after the end of the fault the last
+//! key was let through once more.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::task::JoinSet;
+
+use crate::checker::{Verdict, judge};
+use crate::host::HostConfig;
+use crate::http::Ask;
+use crate::load::{Load, Outcome};
+use crate::stage::{Routing, Setup, Stage};
+use crate::upstream::Execution;
+use crate::wait::PATIENCE;
+
+/// Session TTL of all hosts.
+pub const TTL: Duration = Duration::from_millis(1_000);
+/// Lease TTL of all hosts.
+pub const LEASE: Duration = Duration::from_millis(2_000);
+/// How long after its end a lease may be taken for alive: a new leader of etcd gives every lease its whole time again
+/// and an election on top, and ends leases twice a second.
+pub const EXPIRY: Duration = Duration::from_millis(3_500);
+/// What a busy machine may add to any of these.
+const SLACK: Duration = Duration::from_millis(2_500);
+
+/// More than any load comes to: it runs until it is stopped.
+const ENDLESS: usize = usize::MAX;
+
+/// How a key is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// All the time, by one client of each proxy.
+    Hot,
+    /// Now and then.
+    Cold,
+    /// All the time, by one client of each proxy, for work that is longer than any lease.
+    Long,
+}
+
+impl Use {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Hot => "hot",
+            Self::Cold => "cold",
+            Self::Long => "long",
+        }
+    }
+
+    fn work(self) -> Duration {
+        match self {
+            Self::Hot | Self::Cold => Duration::from_millis(20),
+            Self::Long => Duration::from_millis(3_500),
+        }
+    }
+
+    fn ask(self, number: usize) -> Ask {
+        Ask::post(&format!("/{}/{number}", self.name())).behave(&format!("delay={}", self.work().as_millis()))
+    }
+}
+
+/// What a scene is made of.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// For the line that tells about it.
+    pub name: &'static str,
+    /// Addresses of the members of an etcd cluster; none for one SQLite file.
+    pub etcd: Vec<SocketAddr>,
+    /// How many hosts.
+    pub hosts: usize,
+    /// Which hosts a proxy knows.
+    pub routing: Routing,
+    /// How many keys are used for long work.
+    pub long_keys: usize,
+    /// The lock delay of those; the others have half a second.
+    pub long_lock_delay: Duration,
+    /// Further lines of the hosts' configuration.
+    pub more: &'static str,
+}
+
+/// How many keys there are of these uses.
+const HOT: usize = 4;
+const COLD: usize = 40;
+const COLD_CLIENTS: usize = 4;
+const LOCK_DELAY: Duration = Duration::from_millis(500);
+
+impl Script {
+    /// Two hosts, known to both proxies; short work only.
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            etcd: Vec::new(),
+            hosts: 2,
+            routing: Routing::Spread,
+            long_keys: 0,
+            long_lock_delay: Use::Long.work() + LOCK_DELAY,
+            more: "",
+        }
+    }
+
+    /// The configuration of its hosts.
+    pub fn host(&self) -> HostConfig {
+        let millis = |time: Duration| u32::try_from(time.as_millis()).expect("a short time");
+        HostConfig {
+            ttl_ms: millis(TTL),
+            heartbeat_ms: millis(TTL / 4),
+            lease_ms: millis(LEASE),
+            more: self.more.to_owned(),
+            ..HostConfig::default()
+        }
+    }
+
+    fn setup(&self) -> Setup {
+        let rule = |of: Use, lock_delay: Duration| {
+            let (name, lock_delay) = (of.name(), lock_delay.as_millis());
+            format!("POST /{name}/{{id}} key={name}:{{id}} wait=60s hold=30s lock_delay={lock_delay}ms")
+        };
+        let rules = [Use::Hot, Use::Cold, Use::Long].map(|of| rule(of, self.lock_delay(of)));
+        let pairs = "POST /pair/{one}/{other} key=pair:{one},pair:{other} wait=60s hold=30s lock_delay=500ms".to_owned();
+        Setup {
+            rules: rules.into_iter().chain([pairs]).collect(),
+            host: self.host(),
+            etcd: self.etcd.clone(),
+            hosts: self.hosts,
+            envoys: 2,
+            routing: self.routing,
+        }
+    }
+
+    fn lock_delay(&self, of: Use) -> Duration {
+        match of {
+            Use::Hot | Use::Cold => LOCK_DELAY,
+            Use::Long => self.long_lock_delay,
+        }
+    }
+
+    fn keys(&self) -> impl Iterator<Item = (Use, usize)> + use<> {
+        let many = |of, count| (0..count).map(move |number| (of, number));
+        many(Use::Hot, HOT).chain(many(Use::Cold, COLD)).chain(many(Use::Long, self.long_keys))
+    }
+}
+
+/// Scenes need the machine for themselves, or their times would mean little.
+static STAGE_DOOR: Mutex<()> = Mutex::const_new(());
+
+/// A scene being played.
+pub struct Scene {
+    /// Everything that can be broken.
+    pub stage: Stage,
+    script: Script,
+    loads: Vec<Load>,
+    struck: Option<Instant>,
+    mended: Option<Instant>,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// Whether requests may be turned away in a scene.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusals {
+    /// None: every request has wait left.
+    None,
+    /// Some: holds are lost, or no host has a lease.
+    Some,
+}
+
+impl Scene {
+    /// Sets the stage and starts the load; returns when every key has been used.
+    pub async fn open(script: Script) -> Self {
+        let alone = STAGE_DOOR.lock().await;
+        let stage = Stage::set(&script.setup()).await;
+        let scene = Self { stage, script, loads: Vec::new(), struck: None, mended: None, _alone: alone };
+        scene.loaded().await
+    }
+
+    async fn loaded(mut self) -> Self {
+        let proxies = self.stage.proxies();
+        let own = |of: Use, key| Load::start(&proxies, proxies.len(), ENDLESS, move |_| of.ask(key));
+        let busy = self.script.keys().filter(|(of, _)| *of != Use::Cold);
+        self.loads = busy.map(|(of, key)| own(of, key)).collect();
+        self.loads.push(Load::start(&proxies, COLD_CLIENTS, ENDLESS, |number| Use::Cold.ask(number % COLD)));
+        let keys = self.script.keys().count();
+        self.stage.upstream.saw("every key", |executions| first_starts(executions).len() == keys).await;
+        self
+    }
+
+    /// The fault comes now.
+    pub fn strike(&mut self) {
+        self.struck = Some(Instant::now());
+    }
+
+    /// From now on nothing is in the way of any key but what is left of sessions, leases and lock delays.
+    pub fn mend(&mut self) {
+        self.mended = Some(Instant::now());
+    }
+
+    /// Waits until this many more requests have been let through.
+    pub async fn more(&self, count: usize) {
+        let have = self.stage.upstream.executions().len();
+        self.stage.upstream.saw("more requests", |executions| executions.len() >= have + count).await;
+    }
+
+    /// Waits until every hot key has been let through once more.
+    pub async fn every_hot_key(&self) {
+        let have = self.stage.upstream.executions().len();
+        let every = |executions: &[Execution]| {
+            let hot = |key: &&&str| key.starts_with("default/hot:");
+            first_starts(executions.get(have..).unwrap_or_default()).keys().filter(hot).count() == HOT
+        };
+        self.stage.upstream.saw("every hot key again", every).await;
+    }
+
+    /// Asks for every key until each was let through. How long that took is judged in the end.
+    pub async fn recovered(&self) {
+        let proxies = self.stage.proxies();
+        let mut asking = JoinSet::new();
+        for (index, (of, key)) in self.script.keys().enumerate() {
+            let proxy = proxies[index % proxies.len()];
+            let patience = PATIENCE + of.work() * 2;
+            asking.spawn(async move {
+                let good = tokio::time::timeout(patience, ask_until_let_through(of.ask(key), proxy)).await;
+                assert!(good.is_ok(), "{of:?} key {key} was not let through again within {patience:?}");
+            });
+        }
+        asking.join_all().await;
+    }
+
+    /// Stops the load, judges what the upstream saw, and prints the line.
+    ///
+    /// # Panics
+    /// If the lock was broken, a key took too long to come back, or a request was left without an answer.
+    pub async fn close(self, refusals: Refusals) -> Report {
+        let mended = self.mended;
+        let script = self.script.clone();
+        let report = self.report().await;
+        report.print();
+        report.verdict.assert_safe();
+        assert!(report.faults.is_empty(), "some were left without an answer: {:?}", report.faults);
+        assert!(refusals == Refusals::Some || report.refused == 0, "nobody had to be turned away: {report:?}");
+        if mended.is_some() {
+            for (of, key) in script.keys() {
+                let bound = TTL + LEASE + EXPIRY + script.lock_delay(of) + of.work() + SLACK;
+                let name = format!("default/{}:{key}", of.name());
+                let after = report.again.get(&name);
+                assert!(after.is_some_and(|after| *after < bound), "I6 is broken: {name} was back {after:?}");
+            }
+        }
+        report
+    }
+
+    async fn report(self) -> Report {
+        let mut outcome = Outcome::default();
+        let ended = Instant::now();
+        for load in self.loads {
+            outcome.merge(load.stop().await);
+        }
+        let executions = self.stage.upstream.executions();
+        let from = self.struck.unwrap_or(ended);
+        let hot = (0..HOT).map(|number| format!("default/hot:{number}"));
+        let of_key = |key: &str| longest_gap(starts(&executions, Some(key)), from, ended);
+        let mended = self.mended.unwrap_or(ended);
+        let since = executions.iter().filter(|execution| execution.start >= mended).cloned().collect::<Vec<_>>();
+        let again = first_starts(&since);
+        Report {
+            scene: self.script.name,
+            requests: outcome.statuses.values().sum::<usize>() + outcome.faults.len(),
+            refused: outcome.statuses.iter().filter(|(status, _)| **status != 200).map(|(_, count)| count).sum(),
+            faults: outcome.faults,
+            window: longest_gap(starts(&executions, None), from, ended),
+            worst_key: hot.map(|key| of_key(&key)).max().unwrap_or_default(),
+            again: again.into_iter().map(|(key, start)| (key.to_owned(), start - mended)).collect(),
+            verdict: judge(&executions),
+        }
+    }
+}
+
+/// What came of a scene.
+#[derive(Debug)]
+pub struct Report {
+    scene: &'static str,
+    requests: usize,
+    refused: usize,
+    faults: Vec<String>,
+    window: Duration,
+    worst_key: Duration,
+    again: BTreeMap<String, Duration>,
+    /// What the upstream's record shows.
+    pub verdict: Verdict,
+}
+
+impl Report {
+    fn print(&self) {
+        // Not by a macro: the test framework keeps what those print to itself when a test succeeds.
+        let _ = writeln!(std::io::stderr(), "{self}");
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let again = self.again.values().max().copied().unwrap_or_default();
+        let [window, worst_key, again] = [self.window, self.worst_key, again].map(|time| time.as_secs_f64());
+        write!(
+            f,
+            "scene | {:<44} | requests {:>5} | refused {:>4} | window {window:>5.2} s | worst key {worst_key:>5.2} s \
+             | again {again:>5.2} s | orphans {}",
+            self.scene,
+            self.requests,
+            self.refused,
+            self.verdict.orphan_overlaps.len(),
+        )
+    }
+}
+
+async fn ask_until_let_through(ask: Ask, proxy: SocketAddr) {
+    while !ask.send(proxy).await.is_ok_and(|answer| answer.status == 200) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// When each key was first let through.
+fn first_starts(executions: &[Execution]) -> BTreeMap<&str, Instant> {
+    let mut first = BTreeMap::new();
+    for execution in executions {
+        for (key, _) in execution.locks() {
+            first.entry(key).or_insert(execution.start);
+        }
+    }
+    first
+}
+
+fn starts(executions: &[Execution], key: Option<&str>) -> Vec<Instant> {
+    let of_key = |execution: &&Execution| match (execution.key(), key) {
+        (Some(has), Some(key)) => has == key,
+        (has, None) => has.is_some(),
+        (None, _) => false,
+    };
+    let mut starts: Vec<Instant> = executions.iter().filter(of_key).map(|execution| execution.start).collect();
+    starts.sort_unstable();
+    starts
+}
+
+/// The longest time without a start between two instants; the stretch in which `from` lies counts from `from` on.
+fn longest_gap(starts: Vec<Instant>, from: Instant, to: Instant) -> Duration {
+    let inside = starts.into_iter().filter(|start| (from..=to).contains(start));
+    let marks: Vec<Instant> = std::iter::once(from).chain(inside).chain([to.max(from)]).collect();
+    marks.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+}
