@@ -90,8 +90,9 @@ impl RootContext for Root {
         let json = hostcalls::get_buffer(BufferType::PluginConfiguration, 0, usize::MAX).ok().flatten();
         match FilterConfig::parse(&json.unwrap_or_default()) {
             Ok(config) => {
-                let (rules, cluster, namespace) = (config.rules.rules().len(), &config.cluster, &config.namespace);
-                log::info!("turnstile: {rules} rules, cluster {cluster}, namespace {namespace}");
+                let (rules, clusters, namespace) =
+                    (config.rules.rules().len(), config.clusters.join(", "), &config.namespace);
+                log::info!("turnstile: {rules} rules, hosts behind {clusters}, namespace {namespace}");
                 self.worker = Worker::new(self.id, config).map(|worker| Rc::new(RefCell::new(worker)));
                 self.worker.is_some()
             }
@@ -264,13 +265,14 @@ impl Worker {
     /// `before` is an instant before the call: validities are anchored there.
     fn open_streams(&mut self, before: Instant) {
         while self.sessions.wants_stream(before) {
-            match hostcalls::open_grpc_stream(&self.config.cluster, SERVICE, METHOD, Vec::new()) {
+            let Some(cluster) = self.config.clusters.first() else { return };
+            match hostcalls::open_grpc_stream(cluster, SERVICE, METHOD, Vec::new()) {
                 Ok(stream) => {
                     self.stats.count(Stat::StreamsOpened);
                     self.sessions.stream_opened(before, StreamToken(stream));
                 }
                 Err(status) => {
-                    log::error!("no stream to the cluster {}: {status:?}", self.config.cluster);
+                    log::error!("no stream to the cluster {cluster}: {status:?}");
                     self.sessions.stream_refused(before);
                 }
             }

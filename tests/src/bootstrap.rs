@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 /// The file as it is shipped.
 pub const SHIPPED: &str = include_str!("../../envoy/envoy.yaml");
 
+const CLUSTERS: &str = "/static_resources/clusters";
 const LISTENER: &str = "/static_resources/listeners/0/address/socket_address";
 const MANAGER: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
 const FILTERS: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
@@ -39,6 +40,23 @@ impl Bootstrap {
         self.address("turnstile_host", host);
         let wasm = format!("{}/typed_config/config/vm_config/code/local/filename", filter("turnstile", &self.0));
         self.replace(&wasm, json!(plugin));
+        self
+    }
+
+    /// Replaces the cluster of the one host by copies of it: one for each host, with its name and address.
+    pub fn several_hosts(&mut self, hosts: &[(&str, SocketAddr)]) -> &mut Self {
+        let clusters = self.list(CLUSTERS);
+        let place = clusters.iter().position(|entry| entry["name"] == "turnstile_host");
+        let shipped = clusters.remove(place.expect("envoy.yaml has the cluster turnstile_host"));
+        for (name, _) in hosts {
+            let mut cluster = shipped.clone();
+            cluster["name"] = json!(name);
+            cluster["load_assignment"]["cluster_name"] = json!(name);
+            clusters.push(cluster);
+        }
+        for (name, address) in hosts {
+            self.address(name, *address);
+        }
         self
     }
 
@@ -93,13 +111,13 @@ impl Bootstrap {
             "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": {
                 "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } } } }] }] }
         });
-        self.list("/static_resources/clusters").push(cluster);
+        self.list(CLUSTERS).push(cluster);
         self
     }
 
     /// The place of the cluster that was added last.
     pub fn last_cluster(&mut self) -> String {
-        format!("/static_resources/clusters/{}", self.list("/static_resources/clusters").len() - 1)
+        format!("{CLUSTERS}/{}", self.list(CLUSTERS).len() - 1)
     }
 
     /// The bootstrap as JSON, which Envoy reads as well as YAML.
@@ -108,12 +126,11 @@ impl Bootstrap {
     }
 
     fn address(&mut self, cluster: &str, address: SocketAddr) {
-        let clusters = self.list("/static_resources/clusters");
+        let clusters = self.list(CLUSTERS);
         let index = clusters.iter().position(|entry| entry["name"] == cluster);
         let index = index.unwrap_or_else(|| panic!("envoy.yaml has no cluster {cluster}"));
-        let place = format!(
-            "/static_resources/clusters/{index}/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address"
-        );
+        let place =
+            format!("{CLUSTERS}/{index}/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address");
         self.replace(&format!("{place}/address"), json!(address.ip().to_string()));
         self.replace(&format!("{place}/port_value"), json!(address.port()));
     }
