@@ -6,7 +6,7 @@
 //! `worst key` the same of the one hot key that fared worst, and `again` how long after the end of the fault the last
 //! key was let through once more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ use crate::http::Ask;
 use crate::load::{Load, Outcome};
 use crate::stage::{Routing, Setup, Stage};
 use crate::upstream::Execution;
-use crate::wait::PATIENCE;
+use crate::wait::{PATIENCE, until};
 
 /// Session TTL of all hosts.
 pub const TTL: Duration = Duration::from_millis(1_000);
@@ -56,10 +56,11 @@ impl Use {
         }
     }
 
-    fn work(self) -> Duration {
+    /// How long the upstream works on a request.
+    pub fn work(self) -> Duration {
         match self {
             Self::Hot | Self::Cold => Duration::from_millis(20),
-            Self::Long => Duration::from_millis(3_500),
+            Self::Long => Duration::from_millis(2_500),
         }
     }
 
@@ -131,7 +132,8 @@ impl Script {
             host: self.host(),
             etcd: self.etcd.clone(),
             hosts: self.hosts,
-            envoys: 2,
+            // Pinned, each host has a proxy.
+            envoys: if self.routing == Routing::Pinned { self.hosts } else { 2 },
             routing: self.routing,
         }
     }
@@ -159,8 +161,16 @@ pub struct Scene {
     script: Script,
     loads: Vec<Load>,
     struck: Option<Instant>,
-    mended: Option<Instant>,
+    mended: Option<Mended>,
     _alone: MutexGuard<'static, ()>,
+}
+
+/// The end of the fault.
+#[derive(Clone, Copy, Debug)]
+struct Mended {
+    at: Instant,
+    /// How many requests the upstream had seen.
+    seen: usize,
 }
 
 /// Whether requests may be turned away in a scene.
@@ -175,10 +185,14 @@ pub enum Refusals {
 impl Scene {
     /// Sets the stage and starts the load; returns when every key has been used.
     pub async fn open(script: Script) -> Self {
+        Self::set(script).await.loaded().await
+    }
+
+    /// Sets the stage; the load is the caller's.
+    pub async fn set(script: Script) -> Self {
         let alone = STAGE_DOOR.lock().await;
         let stage = Stage::set(&script.setup()).await;
-        let scene = Self { stage, script, loads: Vec::new(), struck: None, mended: None, _alone: alone };
-        scene.loaded().await
+        Self { stage, script, loads: Vec::new(), struck: None, mended: None, _alone: alone }
     }
 
     async fn loaded(mut self) -> Self {
@@ -187,8 +201,7 @@ impl Scene {
         let busy = self.script.keys().filter(|(of, _)| *of != Use::Cold);
         self.loads = busy.map(|(of, key)| own(of, key)).collect();
         self.loads.push(Load::start(&proxies, COLD_CLIENTS, ENDLESS, |number| Use::Cold.ask(number % COLD)));
-        let keys = self.script.keys().count();
-        self.stage.upstream.saw("every key", |executions| first_starts(executions).len() == keys).await;
+        self.passed("every key", 0, "default/", self.script.keys().count()).await;
         self
     }
 
@@ -199,38 +212,44 @@ impl Scene {
 
     /// From now on nothing is in the way of any key but what is left of sessions, leases and lock delays.
     pub fn mend(&mut self) {
-        self.mended = Some(Instant::now());
+        self.mended = Some(Mended { at: Instant::now(), seen: self.stage.upstream.count() });
     }
 
     /// Waits until this many more requests have been let through.
     pub async fn more(&self, count: usize) {
-        let have = self.stage.upstream.executions().len();
-        self.stage.upstream.saw("more requests", |executions| executions.len() >= have + count).await;
+        let enough = self.stage.upstream.count() + count;
+        let look = async || (self.stage.upstream.count() >= enough).then_some(());
+        until(&format!("{count} more requests"), PATIENCE, look).await;
     }
 
     /// Waits until every hot key has been let through once more.
     pub async fn every_hot_key(&self) {
-        let have = self.stage.upstream.executions().len();
-        let every = |executions: &[Execution]| {
-            let hot = |key: &&&str| key.starts_with("default/hot:");
-            first_starts(executions.get(have..).unwrap_or_default()).keys().filter(hot).count() == HOT
-        };
-        self.stage.upstream.saw("every hot key again", every).await;
+        self.passed("every hot key", self.stage.upstream.count(), "default/hot:", HOT).await;
     }
 
     /// Asks for every key until each was let through. How long that took is judged in the end.
     pub async fn recovered(&self) {
-        let proxies = self.stage.proxies();
+        let (proxies, mended) = (self.stage.proxies(), self.mended.expect("the scene was mended"));
+        // The others are asked for all the time.
         let mut asking = JoinSet::new();
-        for (index, (of, key)) in self.script.keys().enumerate() {
-            let proxy = proxies[index % proxies.len()];
-            let patience = PATIENCE + of.work() * 2;
-            asking.spawn(async move {
-                let good = tokio::time::timeout(patience, ask_until_let_through(of.ask(key), proxy)).await;
-                assert!(good.is_ok(), "{of:?} key {key} was not let through again within {patience:?}");
-            });
+        for (index, (of, key)) in self.script.keys().filter(|(of, _)| *of == Use::Cold).enumerate() {
+            asking.spawn(ask_until_let_through(of.ask(key), proxies[index % proxies.len()]));
         }
+        self.passed("every key again", mended.seen, "default/", self.script.keys().count()).await;
         asking.join_all().await;
+    }
+
+    /// Waits until so many keys that begin with `prefix` have been let through, not counting the first `skip` requests.
+    async fn passed(&self, what: &str, mut skip: usize, prefix: &str, keys: usize) {
+        let mut passed = BTreeSet::new();
+        until(what, PATIENCE, async || {
+            skip = self.stage.upstream.look(skip, |execution| {
+                let key = execution.key().filter(|key| key.starts_with(prefix));
+                passed.extend(key.map(str::to_owned));
+            });
+            (passed.len() == keys).then_some(())
+        })
+        .await;
     }
 
     /// Stops the load, judges what the upstream saw, and prints the line.
@@ -263,18 +282,17 @@ impl Scene {
             outcome.merge(load.stop().await);
         }
         let executions = self.stage.upstream.executions();
-        let from = self.struck.unwrap_or(ended);
+        let struck = self.struck.unwrap_or(ended);
         let hot = (0..HOT).map(|number| format!("default/hot:{number}"));
-        let of_key = |key: &str| longest_gap(starts(&executions, Some(key)), from, ended);
-        let mended = self.mended.unwrap_or(ended);
-        let since = executions.iter().filter(|execution| execution.start >= mended).cloned().collect::<Vec<_>>();
-        let again = first_starts(&since);
+        let of_key = |key: &str| longest_gap(starts(&executions, Some(key)), struck, ended);
+        let mended = self.mended.map_or(ended, |mended| mended.at);
+        let again = first_starts(executions.iter().filter(|execution| execution.start >= mended));
         Report {
             scene: self.script.name,
             requests: outcome.statuses.values().sum::<usize>() + outcome.faults.len(),
             refused: outcome.statuses.iter().filter(|(status, _)| **status != 200).map(|(_, count)| count).sum(),
             faults: outcome.faults,
-            window: longest_gap(starts(&executions, None), from, ended),
+            window: longest_gap(starts(&executions, None), struck, ended),
             worst_key: hot.map(|key| of_key(&key)).max().unwrap_or_default(),
             again: again.into_iter().map(|(key, start)| (key.to_owned(), start - mended)).collect(),
             verdict: judge(&executions),
@@ -326,7 +344,7 @@ async fn ask_until_let_through(ask: Ask, proxy: SocketAddr) {
 }
 
 /// When each key was first let through.
-fn first_starts(executions: &[Execution]) -> BTreeMap<&str, Instant> {
+fn first_starts<'e>(executions: impl IntoIterator<Item = &'e Execution>) -> BTreeMap<&'e str, Instant> {
     let mut first = BTreeMap::new();
     for execution in executions {
         for (key, _) in execution.locks() {

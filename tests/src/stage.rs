@@ -105,29 +105,14 @@ fn on_store(config: &HostConfig, links: &[Link]) -> HostConfig {
     HostConfig { store, ..config.clone() }
 }
 
-/// What the shipped bootstrap calls the cluster of its one host.
-const CLUSTER: &str = "turnstile_host";
-
 fn bootstrap(setup: &Setup, proxy: usize, links: &[Link], upstream: SocketAddr) -> Bootstrap {
-    let configuration = match setup.routing {
-        Routing::Pinned => json!({ "cluster": CLUSTER, "rules": setup.rules }),
-        Routing::Spread => json!({ "clusters": names(links.len()), "rules": setup.rules }),
+    let hosts: Vec<SocketAddr> = links.iter().map(|link| link.address).collect();
+    let known = match setup.routing {
+        Routing::Pinned => &hosts[proxy..=proxy],
+        Routing::Spread => &hosts[..],
     };
-    let own = match setup.routing {
-        Routing::Pinned => &links[proxy],
-        Routing::Spread => &links[0],
-    };
-    let mut bootstrap = world::bootstrap(&configuration, own.address, upstream);
-    if setup.routing == Routing::Spread {
-        for (name, link) in names(links.len()).iter().zip(links).skip(1) {
-            bootstrap.cluster_like(CLUSTER, name, link.address);
-        }
-    }
+    let rules: Vec<&str> = setup.rules.iter().map(String::as_str).collect();
+    let mut bootstrap = world::bootstrap_for(&rules, known, upstream);
     bootstrap.replace("/node/id", json!(format!("envoy-{proxy}")));
     bootstrap
-}
-
-/// The clusters of the hosts. They are the same for every proxy, since keys choose among hosts by these names.
-fn names(hosts: usize) -> Vec<String> {
-    (0..hosts).map(|host| if host == 0 { CLUSTER.to_owned() } else { format!("{CLUSTER}_{host}") }).collect()
 }

@@ -110,6 +110,18 @@ impl Upstream {
         self.record.lock().clone()
     }
 
+    /// How many requests were seen so far.
+    pub fn count(&self) -> usize {
+        self.record.lock().len()
+    }
+
+    /// Shows everything but the first `skip` requests, and returns how many were seen so far.
+    pub fn look(&self, skip: usize, look: impl FnMut(&Execution)) -> usize {
+        let executions = self.record.lock();
+        executions.iter().skip(skip).for_each(look);
+        executions.len()
+    }
+
     /// The requests for one path, in the order of arrival.
     pub fn of_path(&self, path: &str) -> Vec<Execution> {
         self.record.lock().iter().filter(|execution| execution.path == path).cloned().collect()
