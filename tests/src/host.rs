@@ -64,6 +64,8 @@ pub struct Host {
     pub admin: SocketAddr,
     /// Its API.
     pub api: SocketAddr,
+    /// Variables of its environment, which count from the next restart on.
+    pub environment: Vec<(&'static str, PathBuf)>,
     database: PathBuf,
     core: Option<usize>,
     dir: TempDir,
@@ -96,7 +98,8 @@ impl Host {
         let core = config.core;
         let toml = to_toml(config, [sessions, admin, api], &database);
         fs::write(dir.path().join(CONFIG_FILE), toml).expect("the configuration can be written");
-        let host = Self { process: launch(&dir, core), sessions, admin, api, database, core, dir };
+        let process = launch(&dir, core, &[]);
+        let host = Self { process, sessions, admin, api, environment: Vec::new(), database, core, dir };
         host.ready().await;
         host
     }
@@ -113,7 +116,7 @@ impl Host {
     /// Starts the host again, on the same ports and database, after it has ended or was killed; returns at once.
     pub fn restart(&mut self) {
         self.process.kill();
-        self.process = launch(&self.dir, self.core);
+        self.process = launch(&self.dir, self.core, &self.environment);
     }
 
     /// Waits until it says it is ready.
@@ -151,12 +154,18 @@ fn to_toml(config: &HostConfig, [sessions, admin, api]: [SocketAddr; 3], databas
     )
 }
 
-fn launch(dir: &TempDir, core: Option<usize>) -> Process {
-    let config = dir.path().join(CONFIG_FILE);
-    let args = ["host", "--config", config.to_str().expect("temporary paths are UTF-8")].map(str::to_owned);
-    let (program, log) = (artifacts::turnstile_bin(), dir.path().join("host.log"));
-    let Some(core) = core else { return Process::start("the host", &program, &args, &log) };
-    // taskset (util-linux) becomes the program.
-    let pinned = ["--cpu-list".to_owned(), core.to_string(), program.to_str().expect("a path in UTF-8").to_owned()];
-    Process::start("the host", Path::new("taskset"), &[&pinned[..], &args].concat(), &log)
+fn launch(dir: &TempDir, core: Option<usize>, environment: &[(&'static str, PathBuf)]) -> Process {
+    let text = |path: &Path| path.to_str().expect("a path in UTF-8").to_owned();
+    let mut command = Vec::new();
+    if let Some(core) = core {
+        command.extend(["taskset".to_owned(), "--cpu-list".to_owned(), core.to_string()]);
+    }
+    // taskset (util-linux) and env (coreutils) become what they start.
+    if !environment.is_empty() {
+        command.push("env".to_owned());
+        command.extend(environment.iter().map(|(name, value)| format!("{name}={}", text(value))));
+    }
+    command.push(text(&artifacts::turnstile_bin()));
+    command.extend(["host".to_owned(), "--config".to_owned(), text(&dir.path().join(CONFIG_FILE))]);
+    Process::start("the host", Path::new(&command[0]), &command[1..], &dir.path().join("host.log"))
 }

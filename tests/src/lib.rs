@@ -21,4 +21,5 @@ pub mod session_client;
 pub mod stage;
 pub mod upstream;
 pub mod wait;
+pub mod wall_clock;
 pub mod world;

@@ -5,9 +5,9 @@
 //! `plays` says what happens to hosts, on any store; the other files say on which store it happens, and what happens
 //! to the store.
 
-//mod etcd_cluster;
-//mod etcd_hosts;
-//mod etcd_operator;
+mod etcd_cluster;
+mod etcd_hosts;
+mod etcd_operator;
 mod plays;
 mod sqlite;
-//mod wall_clock;
+mod wall_clock;

@@ -87,7 +87,7 @@ pub async fn rolling_restart(script: Script) {
 }
 
 /// Waits until a host owns keys.
-async fn takes_traffic(host: &Host) {
+pub async fn takes_traffic(host: &Host) {
     until("the host to own keys", PATIENCE, async || {
         let answer = Ask::get("/v1/locks?idle=true").send(host.api).await.ok()?;
         let owned = |lock: &serde_json::Value| lock["ownership"] == "owned";
