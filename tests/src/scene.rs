@@ -3,8 +3,8 @@
 //!
 //! Every hot key has clients of its own, so that one which is blocked holds up no other. What is measured is what the
 //! upstream saw: `window` is the longest stretch after the fault in which no guarded request was let through,
-//! `worst key` the same of the one hot key that fared worst, and `again` how long after the end of the fault the last
-//! key was let through once more.
+//! `worst key` the same of the one hot key that fared worst, `new keys` the same of keys that nobody had used before
+//! (which need the store), and `again` how long after the end of the fault the last key was let through once more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -45,6 +45,8 @@ pub enum Use {
     Cold,
     /// All the time, by one client of each proxy, for work that is longer than any lease.
     Long,
+    /// Once.
+    New,
 }
 
 impl Use {
@@ -53,15 +55,20 @@ impl Use {
             Self::Hot => "hot",
             Self::Cold => "cold",
             Self::Long => "long",
+            Self::New => "new",
         }
     }
 
     /// How long the upstream works on a request.
     pub fn work(self) -> Duration {
         match self {
-            Self::Hot | Self::Cold => Duration::from_millis(20),
+            Self::Hot | Self::Cold | Self::New => Duration::from_millis(20),
             Self::Long => Duration::from_millis(2_500),
         }
+    }
+
+    fn key(self, number: usize) -> String {
+        format!("default/{}:{number}", self.name())
     }
 
     fn ask(self, number: usize) -> Ask {
@@ -125,7 +132,7 @@ impl Script {
             let (name, lock_delay) = (of.name(), lock_delay.as_millis());
             format!("POST /{name}/{{id}} key={name}:{{id}} wait=60s hold=30s lock_delay={lock_delay}ms")
         };
-        let rules = [Use::Hot, Use::Cold, Use::Long].map(|of| rule(of, self.lock_delay(of)));
+        let rules = [Use::Hot, Use::Cold, Use::Long, Use::New].map(|of| rule(of, self.lock_delay(of)));
         let pairs = "POST /pair/{one}/{other} key=pair:{one},pair:{other} wait=60s hold=30s lock_delay=500ms".to_owned();
         Setup {
             rules: rules.into_iter().chain([pairs]).collect(),
@@ -140,11 +147,12 @@ impl Script {
 
     fn lock_delay(&self, of: Use) -> Duration {
         match of {
-            Use::Hot | Use::Cold => LOCK_DELAY,
+            Use::Hot | Use::Cold | Use::New => LOCK_DELAY,
             Use::Long => self.long_lock_delay,
         }
     }
 
+    /// The keys that are used again and again.
     fn keys(&self) -> impl Iterator<Item = (Use, usize)> + use<> {
         let many = |of, count| (0..count).map(move |number| (of, number));
         many(Use::Hot, HOT).chain(many(Use::Cold, COLD)).chain(many(Use::Long, self.long_keys))
@@ -201,7 +209,8 @@ impl Scene {
         let busy = self.script.keys().filter(|(of, _)| *of != Use::Cold);
         self.loads = busy.map(|(of, key)| own(of, key)).collect();
         self.loads.push(Load::start(&proxies, COLD_CLIENTS, ENDLESS, |number| Use::Cold.ask(number % COLD)));
-        self.passed("every key", 0, "default/", self.script.keys().count()).await;
+        self.loads.push(Load::start(&proxies, proxies.len(), ENDLESS, |number| Use::New.ask(number)));
+        self.passed("every key", 0, self.script.keys()).await;
         self
     }
 
@@ -224,7 +233,8 @@ impl Scene {
 
     /// Waits until every hot key has been let through once more.
     pub async fn every_hot_key(&self) {
-        self.passed("every hot key", self.stage.upstream.count(), "default/hot:", HOT).await;
+        let hot = self.script.keys().filter(|(of, _)| *of == Use::Hot);
+        self.passed("every hot key", self.stage.upstream.count(), hot).await;
     }
 
     /// Asks for every key until each was let through. How long that took is judged in the end.
@@ -235,19 +245,39 @@ impl Scene {
         for (index, (of, key)) in self.script.keys().filter(|(of, _)| *of == Use::Cold).enumerate() {
             asking.spawn(ask_until_let_through(of.ask(key), proxies[index % proxies.len()]));
         }
-        self.passed("every key again", mended.seen, "default/", self.script.keys().count()).await;
+        self.passed("every key again", mended.seen, self.script.keys()).await;
         asking.join_all().await;
     }
 
-    /// Waits until so many keys that begin with `prefix` have been let through, not counting the first `skip` requests.
-    async fn passed(&self, what: &str, mut skip: usize, prefix: &str, keys: usize) {
-        let mut passed = BTreeSet::new();
+    /// The host that has a key.
+    pub async fn host_of(&self, of: Use, key: usize) -> usize {
+        let path = format!("/v1/locks/default/{}:{key}", of.name());
+        until("a host to own the key", PATIENCE, async || {
+            for (number, host) in self.stage.hosts.iter().enumerate() {
+                let answer = Ask::get(&path).send(host.api).await.ok()?;
+                if answer.status == 200 && answer.json()["ownership"] == "owned" {
+                    return Some(number);
+                }
+            }
+            None
+        })
+        .await
+    }
+
+    /// Lets the fault last for at least this long.
+    pub async fn outlast(&self, time: Duration) {
+        let struck = self.struck.expect("the fault has come");
+        tokio::time::sleep_until((struck + time).into()).await;
+    }
+
+    /// Waits until all these keys have been let through, not counting the first `skip` requests.
+    async fn passed(&self, what: &str, mut skip: usize, keys: impl Iterator<Item = (Use, usize)>) {
+        let mut missing: BTreeSet<String> = keys.map(|(of, key)| of.key(key)).collect();
         until(what, PATIENCE, async || {
             skip = self.stage.upstream.look(skip, |execution| {
-                let key = execution.key().filter(|key| key.starts_with(prefix));
-                passed.extend(key.map(str::to_owned));
+                missing.remove(execution.key().unwrap_or_default());
             });
-            (passed.len() == keys).then_some(())
+            missing.is_empty().then_some(())
         })
         .await;
     }
@@ -263,11 +293,11 @@ impl Scene {
         report.print();
         report.verdict.assert_safe();
         assert!(report.faults.is_empty(), "some were left without an answer: {:?}", report.faults);
-        assert!(refusals == Refusals::Some || report.refused == 0, "nobody had to be turned away: {report:?}");
+        assert!(refusals == Refusals::Some || report.refused.is_empty(), "nobody had to be turned away: {:?}", report.refused);
         if mended.is_some() {
             for (of, key) in script.keys() {
                 let bound = TTL + LEASE + EXPIRY + script.lock_delay(of) + of.work() + SLACK;
-                let name = format!("default/{}:{key}", of.name());
+                let name = of.key(key);
                 let after = report.again.get(&name);
                 assert!(after.is_some_and(|after| *after < bound), "I6 is broken: {name} was back {after:?}");
             }
@@ -278,22 +308,24 @@ impl Scene {
     async fn report(self) -> Report {
         let mut outcome = Outcome::default();
         let ended = Instant::now();
+        self.loads.iter().for_each(Load::wind_down);
         for load in self.loads {
             outcome.merge(load.stop().await);
         }
         let executions = self.stage.upstream.executions();
         let struck = self.struck.unwrap_or(ended);
-        let hot = (0..HOT).map(|number| format!("default/hot:{number}"));
-        let of_key = |key: &str| longest_gap(starts(&executions, Some(key)), struck, ended);
+        let gap = |prefix: &str| longest_gap(starts(&executions, prefix), struck, ended);
         let mended = self.mended.map_or(ended, |mended| mended.at);
-        let again = first_starts(executions.iter().filter(|execution| execution.start >= mended));
+        let mut again = first_starts(executions.iter().filter(|execution| execution.start >= mended));
+        again.retain(|key, _| !key.starts_with("default/new:"));
         Report {
             scene: self.script.name,
             requests: outcome.statuses.values().sum::<usize>() + outcome.faults.len(),
-            refused: outcome.statuses.iter().filter(|(status, _)| **status != 200).map(|(_, count)| count).sum(),
+            refused: outcome.refusals.into_iter().map(|(at, what)| (at.saturating_duration_since(struck), what)).collect(),
             faults: outcome.faults,
-            window: longest_gap(starts(&executions, None), struck, ended),
-            worst_key: hot.map(|key| of_key(&key)).max().unwrap_or_default(),
+            window: gap(""),
+            worst_key: (0..HOT).map(|number| gap(&Use::Hot.key(number))).max().unwrap_or_default(),
+            new_keys: gap("default/new:"),
             again: again.into_iter().map(|(key, start)| (key.to_owned(), start - mended)).collect(),
             verdict: judge(&executions),
         }
@@ -305,16 +337,29 @@ impl Scene {
 pub struct Report {
     scene: &'static str,
     requests: usize,
-    refused: usize,
+    /// How long after the fault each refusal came, and what it said.
+    refused: Vec<(Duration, String)>,
     faults: Vec<String>,
     window: Duration,
     worst_key: Duration,
+    new_keys: Duration,
     again: BTreeMap<String, Duration>,
     /// What the upstream's record shows.
     pub verdict: Verdict,
 }
 
 impl Report {
+    fn refusals_by_kind(&self) -> BTreeMap<String, Vec<Duration>> {
+        let mut kinds = BTreeMap::<String, Vec<Duration>>::new();
+        for (at, what) in &self.refused {
+            // The rest names the key.
+            let kind = what.split_once("\"type\":").map_or(what.as_str(), |(_, kind)| kind.trim_end_matches('}'));
+            kinds.entry(kind.to_owned()).or_default().push(*at);
+        }
+        kinds.values_mut().for_each(|times| times.sort_unstable());
+        kinds
+    }
+
     fn print(&self) {
         // Not by a macro: the test framework keeps what those print to itself when a test succeeds.
         let _ = writeln!(std::io::stderr(), "{self}");
@@ -324,16 +369,22 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let again = self.again.values().max().copied().unwrap_or_default();
-        let [window, worst_key, again] = [self.window, self.worst_key, again].map(|time| time.as_secs_f64());
+        let times = [self.window, self.worst_key, self.new_keys, again];
+        let [window, worst_key, new_keys, again] = times.map(|time| time.as_secs_f64());
         write!(
             f,
             "scene | {:<44} | requests {:>5} | refused {:>4} | window {window:>5.2} s | worst key {worst_key:>5.2} s \
-             | again {again:>5.2} s | orphans {}",
+             | new keys {new_keys:>5.2} s | again {again:>5.2} s | orphans {}",
             self.scene,
             self.requests,
-            self.refused,
+            self.refused.len(),
             self.verdict.orphan_overlaps.len(),
-        )
+        )?;
+        for (what, times) in &self.refusals_by_kind() {
+            let (first, last) = (times.first().copied().unwrap_or_default(), times.last().copied().unwrap_or_default());
+            write!(f, "\n      | {} x {what} | from {first:.2?} to {last:.2?}", times.len())?;
+        }
+        Ok(())
     }
 }
 
@@ -354,13 +405,10 @@ fn first_starts<'e>(executions: impl IntoIterator<Item = &'e Execution>) -> BTre
     first
 }
 
-fn starts(executions: &[Execution], key: Option<&str>) -> Vec<Instant> {
-    let of_key = |execution: &&Execution| match (execution.key(), key) {
-        (Some(has), Some(key)) => has == key,
-        (has, None) => has.is_some(),
-        (None, _) => false,
-    };
-    let mut starts: Vec<Instant> = executions.iter().filter(of_key).map(|execution| execution.start).collect();
+/// When requests of keys that begin so were let through.
+fn starts(executions: &[Execution], prefix: &str) -> Vec<Instant> {
+    let guarded = executions.iter().filter(|execution| execution.key().is_some_and(|key| key.starts_with(prefix)));
+    let mut starts: Vec<Instant> = guarded.map(|execution| execution.start).collect();
     starts.sort_unstable();
     starts
 }

@@ -23,6 +23,7 @@ async fn the_leader_is_killed() {
     etcd.leader().await;
     scene.mend();
     scene.recovered().await;
+    scene.outlast(LEASE * 2).await;
     etcd.restart(leader);
     etcd.ready().await;
     scene.every_hot_key().await;
@@ -41,6 +42,7 @@ async fn the_leader_is_frozen_and_woken() {
     etcd.leader().await;
     scene.mend();
     scene.recovered().await;
+    scene.outlast(LEASE * 2).await;
     etcd.thaw(leader);
     etcd.ready().await;
     scene.every_hot_key().await;
@@ -57,6 +59,7 @@ async fn a_follower_is_killed() {
     etcd.kill(follower);
     scene.mend();
     scene.recovered().await;
+    scene.outlast(LEASE * 2).await;
     etcd.restart(follower);
     etcd.ready().await;
     scene.every_hot_key().await;
@@ -125,7 +128,7 @@ async fn every_member_is_slow() {
     scene.strike();
     let links = || scene.stage.store_links.iter().flatten();
     links().for_each(|link| link.slow_down(Duration::from_millis(50)));
-    scene.more(800).await;
+    scene.outlast(LEASE * 2).await;
     links().for_each(|link| link.heal());
     scene.mend();
     scene.recovered().await;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use turnstile_tests::etcd::{Etcd, EtcdConfig};
-use turnstile_tests::link::Direction;
-use turnstile_tests::scene::{Refusals, Scene, Script};
+use turnstile_tests::link::{Direction, Link};
+use turnstile_tests::scene::{Refusals, Scene, Script, Use};
 use turnstile_tests::wait::{PATIENCE, until};
 
 use crate::plays;
@@ -42,34 +42,29 @@ async fn a_host_is_frozen_past_its_lease() {
 /// Breaks if a host goes on granting without a lease, if others do not get its keys, or if it does not find back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_is_cut_off_from_the_store() {
-    cut_off_from_the_store("host cut off from etcd", |scene| {
-        scene.stage.store_links[0].iter().for_each(|link| link.silence());
-    })
-    .await;
+    cut_off_from_the_store("host cut off from etcd", Link::silence).await;
 }
 
 /// Breaks if what a host sends is enough for it to think that it has a lease.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_does_not_hear_the_store() {
-    cut_off_from_the_store("host does not hear etcd", |scene| {
-        scene.stage.store_links[0].iter().for_each(|link| link.silence_one_way(Direction::Back));
-    })
-    .await;
+    cut_off_from_the_store("host does not hear etcd", |link| link.silence_one_way(Direction::Back)).await;
 }
 
-async fn cut_off_from_the_store(name: &'static str, cut: impl FnOnce(&Scene)) {
+async fn cut_off_from_the_store(name: &'static str, cut: impl Fn(&Link)) {
     let etcd = etcd().await;
     let mut scene = Scene::open(Script { long_keys: 4, ..on(&etcd, name) }).await;
+    let victim = scene.host_of(Use::Long, 0).await;
     scene.strike();
-    cut(&scene);
-    until("the host to lose its lease", PATIENCE, async || (!scene.stage.hosts[0].probe("/ready").await).then_some(()))
+    scene.stage.store_links[victim].iter().for_each(cut);
+    until("the host to lose its lease", PATIENCE, async || (!scene.stage.hosts[victim].probe("/ready").await).then_some(()))
         .await;
     scene.more(100).await;
     scene.mend();
-    scene.stage.store_links[0].iter().for_each(|link| link.heal());
+    scene.stage.store_links[victim].iter().for_each(|link| link.heal());
     scene.recovered().await;
-    scene.stage.hosts[0].ready().await;
-    plays::takes_traffic(&scene.stage.hosts[0]).await;
+    scene.stage.hosts[victim].ready().await;
+    plays::takes_traffic(&scene.stage.hosts[victim]).await;
     scene.close(Refusals::Some).await.verdict.assert_undisturbed();
 }
 

@@ -17,12 +17,13 @@ use turnstile_tests::wait::{PATIENCE, until};
 /// nobody.
 pub async fn killed(script: Script) {
     let mut scene = Scene::open(Script { long_keys: 4, ..script }).await;
+    let victim = scene.host_of(Use::Long, 0).await;
     scene.strike();
-    scene.stage.hosts[0].process.kill();
+    scene.stage.hosts[victim].process.kill();
     scene.mend();
     scene.recovered().await;
-    scene.stage.hosts[0].restart();
-    takes_traffic(&scene.stage.hosts[0]).await;
+    scene.stage.hosts[victim].restart();
+    takes_traffic(&scene.stage.hosts[victim]).await;
     scene.close(Refusals::Some).await.verdict.assert_undisturbed();
 }
 
@@ -30,12 +31,13 @@ pub async fn killed(script: Script) {
 /// ends in time. It takes traffic again when it is back.
 pub async fn killed_with_short_work(script: Script) {
     let mut scene = Scene::open(script).await;
+    let victim = scene.host_of(Use::Hot, 0).await;
     scene.strike();
-    scene.stage.hosts[0].process.kill();
+    scene.stage.hosts[victim].process.kill();
     scene.mend();
     scene.recovered().await;
-    scene.stage.hosts[0].restart();
-    takes_traffic(&scene.stage.hosts[0]).await;
+    scene.stage.hosts[victim].restart();
+    takes_traffic(&scene.stage.hosts[victim]).await;
     scene.every_hot_key().await;
     scene.close(Refusals::None).await.verdict.assert_undisturbed();
 }
@@ -43,13 +45,14 @@ pub async fn killed_with_short_work(script: Script) {
 /// A host is frozen until others have its keys, and wakes.
 pub async fn frozen(script: Script) {
     let mut scene = Scene::open(Script { long_keys: 4, ..script }).await;
+    let victim = scene.host_of(Use::Long, 0).await;
     // SQLite has one writer at a time: a host that is frozen in the middle of a write stops the others until it wakes.
-    scene.stage.hosts[0].process.freeze_without_file_locks().await;
+    scene.stage.hosts[victim].process.freeze_without_file_locks().await;
     scene.strike();
     scene.mend();
     scene.recovered().await;
-    scene.stage.hosts[0].process.thaw();
-    takes_traffic(&scene.stage.hosts[0]).await;
+    scene.stage.hosts[victim].process.thaw();
+    takes_traffic(&scene.stage.hosts[victim]).await;
     scene.every_hot_key().await;
     scene.close(Refusals::Some).await.verdict.assert_undisturbed();
 }
@@ -57,12 +60,13 @@ pub async fn frozen(script: Script) {
 /// No proxy hears a host any more, which keeps its lease; then all is well again.
 pub async fn cut_off_from_the_proxies(script: Script) {
     let mut scene = Scene::open(Script { long_keys: 4, ..script }).await;
+    let victim = scene.host_of(Use::Long, 0).await;
     scene.strike();
-    scene.stage.routes.iter().for_each(|route| route[0].silence());
+    scene.stage.routes.iter().for_each(|route| route[victim].silence());
     scene.mend();
     scene.recovered().await;
-    scene.stage.routes.iter().for_each(|route| route[0].heal());
-    takes_traffic(&scene.stage.hosts[0]).await;
+    scene.stage.routes.iter().for_each(|route| route[victim].heal());
+    takes_traffic(&scene.stage.hosts[victim]).await;
     scene.every_hot_key().await;
     scene.close(Refusals::Some).await.verdict.assert_undisturbed();
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use turnstile_tests::etcd::{Etcd, EtcdConfig};
-use turnstile_tests::scene::{Refusals, Scene, Script};
+use turnstile_tests::scene::{LEASE, Refusals, Scene, Script};
 use turnstile_tests::session_client::Session;
 use turnstile_tests::wall_clock::WallClock;
 
@@ -38,6 +38,8 @@ async fn jump(script: Script) {
         clock.jump(seconds);
         // The host says so in its log, and when.
         Session::open(scene.stage.hosts[0].sessions, "clock").await;
+        // Long enough for a lease to run out, if it were counted on that clock.
+        tokio::time::sleep(LEASE).await;
         scene.every_hot_key().await;
     }
     let log = scene.stage.hosts[0].process.output();
