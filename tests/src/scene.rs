@@ -12,7 +12,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 
 use crate::checker::{Verdict, judge};
@@ -43,7 +43,7 @@ pub enum Use {
     Hot,
     /// Now and then.
     Cold,
-    /// All the time, by one client of each proxy, for work that is longer than any lease.
+    /// All the time, by one client, for work that is longer than any lease.
     Long,
     /// Once.
     New,
@@ -64,6 +64,14 @@ impl Use {
         match self {
             Self::Hot | Self::Cold | Self::New => Duration::from_millis(20),
             Self::Long => Duration::from_millis(2_500),
+        }
+    }
+
+    /// How long keys stay locked after a hold that ended uncleanly: what the upstream may still be at.
+    fn lock_delay(self) -> Duration {
+        match self {
+            Self::Hot | Self::Cold | Self::New => Duration::from_millis(500),
+            Self::Long => self.work() + Duration::from_millis(500),
         }
     }
 
@@ -89,8 +97,6 @@ pub struct Script {
     pub routing: Routing,
     /// How many keys are used for long work.
     pub long_keys: usize,
-    /// The lock delay of those; the others have half a second.
-    pub long_lock_delay: Duration,
     /// Further lines of the hosts' configuration.
     pub more: &'static str,
 }
@@ -99,20 +105,11 @@ pub struct Script {
 const HOT: usize = 4;
 const COLD: usize = 40;
 const COLD_CLIENTS: usize = 4;
-const LOCK_DELAY: Duration = Duration::from_millis(500);
 
 impl Script {
     /// Two hosts, known to both proxies; short work only.
     pub fn new(name: &'static str) -> Self {
-        Self {
-            name,
-            etcd: Vec::new(),
-            hosts: 2,
-            routing: Routing::Spread,
-            long_keys: 0,
-            long_lock_delay: Use::Long.work() + LOCK_DELAY,
-            more: "",
-        }
+        Self { name, etcd: Vec::new(), hosts: 2, routing: Routing::Spread, long_keys: 0, more: "" }
     }
 
     /// The configuration of its hosts.
@@ -132,23 +129,18 @@ impl Script {
             let (name, lock_delay) = (of.name(), lock_delay.as_millis());
             format!("POST /{name}/{{id}} key={name}:{{id}} wait=60s hold=30s lock_delay={lock_delay}ms")
         };
-        let rules = [Use::Hot, Use::Cold, Use::Long, Use::New].map(|of| rule(of, self.lock_delay(of)));
-        let pairs = "POST /pair/{one}/{other} key=pair:{one},pair:{other} wait=60s hold=30s lock_delay=500ms".to_owned();
+        let rules = [Use::Hot, Use::Cold, Use::Long, Use::New].map(|of| rule(of, of.lock_delay()));
+        let bare = "POST /bare/{id} key=bare:{id} wait=60s hold=30s lock_delay=0".to_owned();
+        let pairs =
+            "POST /pair/{one}/{other} key=pair:{one},pair:{other} wait=60s hold=30s lock_delay=500ms".to_owned();
         Setup {
-            rules: rules.into_iter().chain([pairs]).collect(),
+            rules: rules.into_iter().chain([bare, pairs]).collect(),
             host: self.host(),
             etcd: self.etcd.clone(),
             hosts: self.hosts,
             // Pinned, each host has a proxy.
             envoys: if self.routing == Routing::Pinned { self.hosts } else { 2 },
             routing: self.routing,
-        }
-    }
-
-    fn lock_delay(&self, of: Use) -> Duration {
-        match of {
-            Use::Hot | Use::Cold | Use::New => LOCK_DELAY,
-            Use::Long => self.long_lock_delay,
         }
     }
 
@@ -159,8 +151,8 @@ impl Script {
     }
 }
 
-/// Scenes need the machine for themselves, or their times would mean little.
-static STAGE_DOOR: Mutex<()> = Mutex::const_new(());
+/// More scenes at once would disturb each other's times; two mostly wait.
+static STAGES: Semaphore = Semaphore::const_new(2);
 
 /// A scene being played.
 pub struct Scene {
@@ -170,7 +162,7 @@ pub struct Scene {
     loads: Vec<Load>,
     struck: Option<Instant>,
     mended: Option<Mended>,
-    _alone: MutexGuard<'static, ()>,
+    _turn: SemaphorePermit<'static>,
 }
 
 /// The end of the fault.
@@ -198,16 +190,21 @@ impl Scene {
 
     /// Sets the stage; the load is the caller's.
     pub async fn set(script: Script) -> Self {
-        let alone = STAGE_DOOR.lock().await;
+        let turn = STAGES.acquire().await.expect("nobody closes it");
         let stage = Stage::set(&script.setup()).await;
-        Self { stage, script, loads: Vec::new(), struck: None, mended: None, _alone: alone }
+        Self { stage, script, loads: Vec::new(), struck: None, mended: None, _turn: turn }
     }
 
     async fn loaded(mut self) -> Self {
         let proxies = self.stage.proxies();
-        let own = |of: Use, key| Load::start(&proxies, proxies.len(), ENDLESS, move |_| of.ask(key));
-        let busy = self.script.keys().filter(|(of, _)| *of != Use::Cold);
-        self.loads = busy.map(|(of, key)| own(of, key)).collect();
+        for (of, key) in self.script.keys() {
+            let clients = match of {
+                Use::Hot => &proxies[..],
+                Use::Long => std::slice::from_ref(&proxies[key % proxies.len()]),
+                Use::Cold | Use::New => continue,
+            };
+            self.loads.push(Load::start(clients, clients.len(), ENDLESS, move |_| of.ask(key)));
+        }
         self.loads.push(Load::start(&proxies, COLD_CLIENTS, ENDLESS, |number| Use::Cold.ask(number % COLD)));
         self.loads.push(Load::start(&proxies, proxies.len(), ENDLESS, |number| Use::New.ask(number)));
         self.passed("every key", 0, self.script.keys()).await;
@@ -293,10 +290,14 @@ impl Scene {
         report.print();
         report.verdict.assert_safe();
         assert!(report.faults.is_empty(), "some were left without an answer: {:?}", report.faults);
-        assert!(refusals == Refusals::Some || report.refused.is_empty(), "nobody had to be turned away: {:?}", report.refused);
+        assert!(
+            refusals == Refusals::Some || report.refused.is_empty(),
+            "nobody had to be turned away: {:?}",
+            report.refused
+        );
         if mended.is_some() {
             for (of, key) in script.keys() {
-                let bound = TTL + LEASE + EXPIRY + script.lock_delay(of) + of.work() + SLACK;
+                let bound = TTL + LEASE + EXPIRY + of.lock_delay() + of.work() + SLACK;
                 let name = of.key(key);
                 let after = report.again.get(&name);
                 assert!(after.is_some_and(|after| *after < bound), "I6 is broken: {name} was back {after:?}");
@@ -321,7 +322,11 @@ impl Scene {
         Report {
             scene: self.script.name,
             requests: outcome.statuses.values().sum::<usize>() + outcome.faults.len(),
-            refused: outcome.refusals.into_iter().map(|(at, what)| (at.saturating_duration_since(struck), what)).collect(),
+            refused: outcome
+                .refusals
+                .into_iter()
+                .map(|(at, what)| (at.saturating_duration_since(struck), what))
+                .collect(),
             faults: outcome.faults,
             window: gap(""),
             worst_key: (0..HOT).map(|number| gap(&Use::Hot.key(number))).max().unwrap_or_default(),

@@ -72,16 +72,16 @@ impl Stage {
             });
             store_links.push(links);
         }
-        let (mut envoys, mut routes) = (Vec::new(), Vec::new());
+        let (mut bootstraps, mut routes) = (Vec::new(), Vec::new());
         for number in 0..setup.envoys {
             let mut links = Vec::new();
             for host in &hosts {
                 links.push(Link::to(host.sessions).await);
             }
-            let bootstrap = bootstrap(setup, number, &links, upstream.address);
-            envoys.push(Envoy::start(&bootstrap, 2).await);
+            bootstraps.push(bootstrap(setup, number, &links, upstream.address));
             routes.push(links);
         }
+        let envoys = Envoy::start_all(&bootstraps, 2).await;
         Self { envoys, hosts, routes, store_links, upstream }
     }
 

@@ -16,13 +16,13 @@ const DAY: i64 = 24 * 60 * 60;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_with_a_jumping_clock_on_etcd() {
     let etcd = Etcd::start(&EtcdConfig::default()).await;
-    jump(on(&etcd, "wall clock of a host jumps by a day and back")).await;
+    jump(on(&etcd, "wall clock of a host jumps by 1 and -2 days")).await;
 }
 
 /// As above, with a store whose hosts tell by themselves who is dead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_with_a_jumping_clock_on_sqlite() {
-    jump(Script::new("SQLite: wall clock jumps by a day and back")).await;
+    jump(Script::new("SQLite: wall clock jumps by 1 and -2 days")).await;
 }
 
 async fn jump(script: Script) {
@@ -34,7 +34,7 @@ async fn jump(script: Script) {
     host.ready().await;
     scene.every_hot_key().await;
     scene.strike();
-    for seconds in [DAY, -DAY, 0] {
+    for seconds in [DAY, -DAY] {
         clock.jump(seconds);
         // The host says so in its log, and when.
         Session::open(scene.stage.hosts[0].sessions, "clock").await;
@@ -44,7 +44,7 @@ async fn jump(script: Script) {
     }
     let log = scene.stage.hosts[0].process.output();
     let days: BTreeSet<&str> = log.lines().filter_map(|line| line.split_once('T')).map(|(day, _)| day).collect();
-    assert!(days.len() >= 3, "the host has seen yesterday, today and tomorrow: {days:?}");
+    assert!(days.len() >= 3, "the host has taken it for yesterday, today and tomorrow: {days:?}");
     scene.mend();
     scene.recovered().await;
     scene.close(Refusals::None).await.verdict.assert_undisturbed();
