@@ -22,7 +22,7 @@ enum Weather {
 
 /// Which way something goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
+enum Direction {
     /// From who connected to who listens.
     There,
     /// From who listens to who connected.
@@ -40,6 +40,8 @@ pub struct Link {
     /// Connect here to reach the other side.
     pub address: SocketAddr,
     weather: watch::Sender<Weather>,
+    /// How many connections there are.
+    open: watch::Sender<usize>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
@@ -52,8 +54,9 @@ impl Link {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port can be bound");
         let address = listener.local_addr().expect("a listener has an address");
         let weather = watch::Sender::new(Weather::Fair);
-        let accepting = tokio::spawn(accept(listener, target, weather.subscribe()));
-        Self { address, weather, accepting }
+        let open = watch::Sender::new(0);
+        let accepting = tokio::spawn(accept(listener, target, weather.subscribe(), open.clone()));
+        Self { address, weather, open, accepting }
     }
 
     /// Closes every connection, and new ones at once.
@@ -61,14 +64,25 @@ impl Link {
         self.weather.send_replace(Weather::Cut);
     }
 
+    /// As [`Link::cut`], and waits until all are closed.
+    pub async fn cut_all(&self) {
+        self.cut();
+        let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
+    }
+
     /// Lets nothing pass from now on, while connections stay open.
     pub fn silence(&self) {
         self.weather.send_replace(Weather::Silent(None));
     }
 
-    /// Lets nothing pass in this direction from now on; the other one is as it was, and connections stay open.
-    pub fn silence_one_way(&self, direction: Direction) {
-        self.weather.send_replace(Weather::Silent(Some(direction)));
+    /// Keeps back from now on what is sent, and lets pass what is answered.
+    pub fn mute(&self) {
+        self.weather.send_replace(Weather::Silent(Some(Direction::There)));
+    }
+
+    /// Lets requests pass from now on and keeps back what is answered.
+    pub fn deafen(&self) {
+        self.weather.send_replace(Weather::Silent(Some(Direction::Back)));
     }
 
     /// Everything arrives later by `delay` at least, and by twice that at most.
@@ -88,9 +102,19 @@ impl Drop for Link {
     }
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, weather: watch::Receiver<Weather>) {
+async fn accept(
+    listener: TcpListener,
+    target: SocketAddr,
+    weather: watch::Receiver<Weather>,
+    open: watch::Sender<usize>,
+) {
     while let Ok((near, _)) = listener.accept().await {
-        tokio::spawn(relay(near, target, weather.clone()));
+        open.send_modify(|open| *open += 1);
+        let (weather, open) = (weather.clone(), open.clone());
+        tokio::spawn(async move {
+            relay(near, target, weather).await;
+            open.send_modify(|open| *open -= 1);
+        });
     }
 }
 
@@ -167,11 +191,7 @@ mod tests {
         let link = Link::to(echo().await).await;
         let mut stream = TcpStream::connect(link.address).await.unwrap();
         assert!(answered(&mut stream).await);
-        for silence in [
-            Link::silence as fn(&Link),
-            |link| link.silence_one_way(Direction::There),
-            |link| link.silence_one_way(Direction::Back),
-        ] {
+        for silence in [Link::silence, Link::mute, Link::deafen] {
             silence(&link);
             assert!(!answered(&mut stream).await);
             link.heal();

@@ -178,8 +178,8 @@ struct Mended {
 pub enum Refusals {
     /// None: every request has wait left.
     None,
-    /// Some: holds are lost, or no host has a lease.
-    Some,
+    /// Those whose holds were lost while the upstream worked; whoever still waits goes on waiting.
+    LostHolds,
 }
 
 impl Scene {
@@ -240,10 +240,12 @@ impl Scene {
         // The others are asked for all the time.
         let mut asking = JoinSet::new();
         for (index, (of, key)) in self.script.keys().filter(|(of, _)| *of == Use::Cold).enumerate() {
-            asking.spawn(ask_until_let_through(of.ask(key), proxies[index % proxies.len()]));
+            let let_through = ask_until_let_through(of.ask(key), proxies[index % proxies.len()]);
+            asking.spawn(tokio::time::timeout(PATIENCE, let_through));
         }
         self.passed("every key again", mended.seen, self.script.keys()).await;
-        asking.join_all().await;
+        let all = asking.join_all().await;
+        assert!(all.iter().all(Result::is_ok), "every proxy lets requests through again within {PATIENCE:?}");
     }
 
     /// The host that has a key.
@@ -290,11 +292,9 @@ impl Scene {
         report.print();
         report.verdict.assert_safe();
         assert!(report.faults.is_empty(), "some were left without an answer: {:?}", report.faults);
-        assert!(
-            refusals == Refusals::Some || report.refused.is_empty(),
-            "nobody had to be turned away: {:?}",
-            report.refused
-        );
+        let allowed = |what: &str| refusals == Refusals::LostHolds && what.contains("urn:turnstile:problem:lock-lost");
+        let wrong: Vec<_> = report.refused.iter().filter(|(_, what)| !allowed(what)).collect();
+        assert!(wrong.is_empty(), "nobody else had to be turned away: {wrong:?}");
         if mended.is_some() {
             for (of, key) in script.keys() {
                 let bound = TTL + LEASE + EXPIRY + of.lock_delay() + of.work() + SLACK;

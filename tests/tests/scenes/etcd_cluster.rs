@@ -86,7 +86,7 @@ async fn the_majority_is_lost_and_comes_back() {
     etcd.ready().await;
     scene.mend();
     scene.recovered().await;
-    scene.close(Refusals::Some).await.verdict.assert_undisturbed();
+    scene.close(Refusals::LostHolds).await.verdict.assert_undisturbed();
 }
 
 /// Breaks if hosts hold on to a member that is no longer one.

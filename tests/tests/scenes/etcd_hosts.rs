@@ -1,7 +1,7 @@
 //! What happens to hosts that share an etcd.
 
 use turnstile_tests::etcd::{Etcd, EtcdConfig};
-use turnstile_tests::link::{Direction, Link};
+use turnstile_tests::link::Link;
 use turnstile_tests::scene::{Refusals, Scene, Script, Use};
 use turnstile_tests::wait::{PATIENCE, until};
 
@@ -46,7 +46,7 @@ async fn a_host_is_cut_off_from_the_store() {
 /// Breaks if what a host sends is enough for it to think that it has a lease.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_does_not_hear_the_store() {
-    cut_off_from_the_store("host does not hear etcd", |link| link.silence_one_way(Direction::Back)).await;
+    cut_off_from_the_store("host does not hear etcd", Link::deafen).await;
 }
 
 async fn cut_off_from_the_store(name: &'static str, cut: impl Fn(&Link)) {
@@ -65,7 +65,7 @@ async fn cut_off_from_the_store(name: &'static str, cut: impl Fn(&Link)) {
     scene.recovered().await;
     scene.stage.hosts[victim].ready().await;
     plays::takes_traffic(&scene.stage.hosts[victim]).await;
-    scene.close(Refusals::Some).await.verdict.assert_undisturbed();
+    scene.close(Refusals::LostHolds).await.verdict.assert_undisturbed();
 }
 
 /// Breaks if a host keeps the keys of proxies that it does not hear any more.

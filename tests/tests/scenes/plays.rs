@@ -24,7 +24,7 @@ pub async fn killed(script: Script) {
     scene.recovered().await;
     scene.stage.hosts[victim].restart();
     takes_traffic(&scene.stage.hosts[victim]).await;
-    scene.close(Refusals::Some).await.verdict.assert_undisturbed();
+    scene.close(Refusals::LostHolds).await.verdict.assert_undisturbed();
 }
 
 /// A host dies while all work is short: nobody has to be turned away, as every request has wait left and every hold
@@ -54,7 +54,7 @@ pub async fn frozen(script: Script) {
     scene.stage.hosts[victim].process.thaw();
     takes_traffic(&scene.stage.hosts[victim]).await;
     scene.every_hot_key().await;
-    scene.close(Refusals::Some).await.verdict.assert_undisturbed();
+    scene.close(Refusals::LostHolds).await.verdict.assert_undisturbed();
 }
 
 /// No proxy hears a host any more, which keeps its lease; then all is well again.
@@ -68,7 +68,7 @@ pub async fn cut_off_from_the_proxies(script: Script) {
     scene.stage.routes.iter().for_each(|route| route[victim].heal());
     takes_traffic(&scene.stage.hosts[victim]).await;
     scene.every_hot_key().await;
-    scene.close(Refusals::Some).await.verdict.assert_undisturbed();
+    scene.close(Refusals::LostHolds).await.verdict.assert_undisturbed();
 }
 
 /// All hosts are restarted one after the other, as an orchestrator does it: nobody is turned away.

@@ -5,17 +5,21 @@
 //! after, which is its epoch. Queues are leased keys ordered by create revision; the owner hands the record to the
 //! first of them in the transaction that gives it up. One watch per host tells of deaths, and one wakes it.
 //!
-//! Who dies is waited out on the clock of whoever takes over: see [`hosts`]. A process that writes under our prefix with
+//! Who dies is waited out on the clock of whoever takes over: see `hosts.rs`. A process that writes under our prefix with
 //! its own hands can break all of it.
 //!
 //! Sources: <https://etcd.io/docs/v3.5/learning/api/>, <https://etcd.io/docs/v3.5/learning/api_guarantees/>.
 
+mod answers;
 mod decide;
 mod hosts;
 mod jobs;
 mod layout;
+mod lease;
+mod line;
 mod link;
 mod reaper;
+mod sweep;
 mod table;
 mod txn;
 mod worker;
@@ -67,6 +71,8 @@ pub enum OpenError {
     EpochBase { given: u64 },
     #[error("lease_ttl {given:?} is out of range: whole seconds, from {min:?} to five minutes", min = EtcdStore::LEASE_TTL_MIN)]
     LeaseTtl { given: Duration },
+    #[error("request_timeout {given:?} is out of range: at most half of lease_ttl")]
+    RequestTimeout { given: Duration },
     #[error("no endpoints: name at least one member of the cluster")]
     NoEndpoints,
     #[error("cannot read {path}: {error}")]
@@ -98,6 +104,9 @@ impl EtcdStore {
         let range = Self::LEASE_TTL_MIN..=Self::LEASE_TTL_MAX;
         if !range.contains(&config.lease_ttl) || config.lease_ttl.subsec_nanos() != 0 {
             return Err(OpenError::LeaseTtl { given: config.lease_ttl });
+        }
+        if config.request_timeout > config.lease_ttl / 2 {
+            return Err(OpenError::RequestTimeout { given: config.request_timeout });
         }
         if config.endpoints.is_empty() {
             return Err(OpenError::NoEndpoints);
