@@ -21,15 +21,33 @@ pub struct HostConfig {
     pub heartbeat_ms: u32,
     /// TTL of the lease in the store, in milliseconds.
     pub lease_ms: u32,
+    /// Where ownership is recorded.
+    pub store: StoreConfig,
     /// Further lines of TOML: `[limits]` and the like.
     pub more: String,
     /// The one core that the process may use.
     pub core: Option<usize>,
 }
 
+/// Where ownership is recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreConfig {
+    /// In a SQLite file that the harness places.
+    Sqlite,
+    /// In the etcd cluster with these endpoints.
+    Etcd(Vec<String>),
+}
+
 impl Default for HostConfig {
     fn default() -> Self {
-        Self { ttl_ms: 2_000, heartbeat_ms: 500, lease_ms: 3_000, more: String::new(), core: None }
+        Self {
+            ttl_ms: 2_000,
+            heartbeat_ms: 500,
+            lease_ms: 3_000,
+            store: StoreConfig::Sqlite,
+            more: String::new(),
+            core: None,
+        }
     }
 }
 
@@ -72,17 +90,17 @@ impl Host {
         let sessions = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let api = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let store = match &config.store {
+            StoreConfig::Sqlite => format!("kind = \"sqlite\"\npath = \"{}\"", database.display()),
+            StoreConfig::Etcd(endpoints) => format!("kind = \"etcd\"\nendpoints = {endpoints:?}"),
+        };
         let toml = format!(
             "[sessions]\nlisten = \"{sessions}\"\nttl = \"{}ms\"\nheartbeat = \"{}ms\"\n\
              [admin]\nlisten = \"{admin}\"\n\
              [api]\nlisten = \"{api}\"\n\
-             [store]\nkind = \"sqlite\"\npath = \"{}\"\nlease_ttl = \"{}ms\"\n\
+             [store]\n{store}\nlease_ttl = \"{}ms\"\n\
              {}\n",
-            config.ttl_ms,
-            config.heartbeat_ms,
-            database.display(),
-            config.lease_ms,
-            config.more,
+            config.ttl_ms, config.heartbeat_ms, config.lease_ms, config.more,
         );
         fs::write(dir.path().join("turnstile.toml"), toml).expect("the configuration can be written");
         let core = config.core;

@@ -1,6 +1,7 @@
 //! Lock cycles through a host's gRPC port: sessions that pipeline, on a core of their own, and a host on another.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -8,16 +9,10 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
-use turnstile_protocol::v1::server_item::Item;
-use turnstile_protocol::v1::{ClientItem, Ending, Heartbeat, Release};
 
-use super::super::{Fault, machine};
+use super::super::{Fault, machine, session_load};
 use super::row::{Row, SESSIONS};
 use crate::host::{Host, HostConfig};
-use crate::session_client::{RawSession, acquire, hello, message};
-
-/// How long a session goes without a heartbeat.
-const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// How long the keys may take to become the host's.
 const WARM_UP_MAX: Duration = Duration::from_secs(60);
@@ -108,6 +103,7 @@ pub async fn measure(row: Row, cores: &Cores, window: Duration) -> Result<Sample
         lease_ms: 5_000,
         more: "[ownership]\nidle = \"1h\"".to_owned(),
         core: Some(cores.host),
+        ..HostConfig::default()
     })
     .await;
     let tally = Rc::new(Tally::default());
@@ -138,48 +134,12 @@ pub async fn measure(row: Row, cores: &Cores, window: Duration) -> Result<Sample
 }
 
 /// One session: as many requests under way as the row says, and a new one for each that is released.
-async fn run_session(
-    row: Row,
-    number: usize,
-    host: SocketAddr,
-    tally: &Tally,
-) -> Result<std::convert::Infallible, String> {
-    let mut session = RawSession::open(host, message(hello(&format!("bench-{number}"))))
-        .await
-        .map_err(|status| status.to_string())?;
+async fn run_session(row: Row, number: usize, host: SocketAddr, tally: &Tally) -> Result<Infallible, String> {
     let keys = row.keys(number);
     let mut wanted = keys.iter().cycle();
-    let mut next_id = 1;
-    let mut ask = || {
-        let key = wanted.next().map_or("", String::as_str);
-        let request = acquire(next_id, key);
-        next_id += 1;
-        turnstile_protocol::v1::Acquire { wait_ms: 60_000, lock_delay_ms: 15_000, ..request }
-    };
-    session.send_all((0..row.in_flight()).map(|_| ask().into()).collect()).await;
-    let (mut beat, mut seq) = (Instant::now(), 1);
-    loop {
-        let received = session.message().await.map_err(|status| status.to_string())?;
-        let mut items: Vec<ClientItem> = Vec::with_capacity(2 * received.items.len() + 1);
-        for item in received.items {
-            match item.item {
-                Some(Item::Grant(grant)) => {
-                    items.push(Release { id: grant.id, ending: Ending::Clean.into() }.into());
-                    items.push(ask().into());
-                }
-                Some(Item::Welcome(_) | Item::HeartbeatAck(_)) => {}
-                other => return Err(format!("{other:?}")),
-            }
-        }
-        tally.cycles.set(tally.cycles.get() + items.len() as u64 / 2);
-        if beat.elapsed() >= HEARTBEAT {
-            (beat, seq) = (Instant::now(), seq + 1);
-            items.push(Heartbeat { seq }.into());
-        }
-        if !items.is_empty() {
-            session.send_all(items).await;
-        }
-    }
+    let next_key = |_| wanted.next().map_or("", String::as_str);
+    let granted = |_, _| tally.cycles.set(tally.cycles.get() + 1);
+    session_load::run(host, &format!("bench-{number}"), row.in_flight(), next_key, granted).await
 }
 
 fn sample(before: &Used, after: &Used) -> Sample {
