@@ -1,4 +1,4 @@
-//! Where the built and fetched parts under test lie: the plugin's wasm file, Envoy, the host binary.
+//! Where the built and fetched parts under test lie: the plugin's wasm file, Envoy, the host binary, etcd.
 //!
 //! A part that is missing fails the test with a message that says how to get it; nothing is ever skipped.
 
@@ -36,6 +36,34 @@ pub fn turnstile_bin() -> PathBuf {
         place,
         "`cargo xtask test` or `cargo build -p turnstile-host` builds it",
     )
+}
+
+/// etcd's server: `$TURNSTILE_ETCD`, or `etcd` on the PATH.
+///
+/// # Panics
+/// If there is no such file.
+pub fn etcd() -> PathBuf {
+    found("etcd", "TURNSTILE_ETCD", || on_path("etcd"), "`cargo xtask test` installs it (Debian's etcd-server)")
+}
+
+/// etcd's command line client: `$TURNSTILE_ETCDCTL`, or `etcdctl` on the PATH.
+///
+/// # Panics
+/// If there is no such file.
+pub fn etcdctl() -> PathBuf {
+    found(
+        "etcdctl",
+        "TURNSTILE_ETCDCTL",
+        || on_path("etcdctl"),
+        "`cargo xtask test` installs it (Debian's etcd-client)",
+    )
+}
+
+/// Where a shell would find `program`; `program` itself if nowhere.
+fn on_path(program: &str) -> PathBuf {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file());
+    found.unwrap_or_else(|| PathBuf::from(program))
 }
 
 fn found(what: &str, variable: &str, default: impl FnOnce() -> PathBuf, remedy: &str) -> PathBuf {

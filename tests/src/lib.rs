@@ -7,6 +7,7 @@ pub mod bootstrap;
 pub mod checker;
 pub mod demo;
 pub mod envoy;
+pub mod etcd;
 pub mod host;
 pub mod http;
 pub mod link;
