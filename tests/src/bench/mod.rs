@@ -3,6 +3,7 @@
 
 pub mod authz;
 pub mod engine;
+pub mod etcd;
 pub mod figures;
 pub mod machine;
 pub mod overhead;
