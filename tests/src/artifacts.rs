@@ -38,32 +38,27 @@ pub fn turnstile_bin() -> PathBuf {
     )
 }
 
-/// etcd's server: `$TURNSTILE_ETCD`, or `etcd` on the PATH.
+/// etcd's server: `$TURNSTILE_ETCD`, or `etcd` on the PATH, or `target/turnstile/etcd`.
 ///
 /// # Panics
 /// If there is no such file.
 pub fn etcd() -> PathBuf {
-    found("etcd", "TURNSTILE_ETCD", || on_path("etcd"), "`cargo xtask test` installs it (Debian's etcd-server)")
+    found("etcd", "TURNSTILE_ETCD", || on_path_or_fetched("etcd"), "`cargo xtask test` fetches it")
 }
 
-/// etcd's command line client: `$TURNSTILE_ETCDCTL`, or `etcdctl` on the PATH.
+/// etcd's command line client: `$TURNSTILE_ETCDCTL`, or `etcdctl` on the PATH, or `target/turnstile/etcdctl`.
 ///
 /// # Panics
 /// If there is no such file.
 pub fn etcdctl() -> PathBuf {
-    found(
-        "etcdctl",
-        "TURNSTILE_ETCDCTL",
-        || on_path("etcdctl"),
-        "`cargo xtask test` installs it (Debian's etcd-client)",
-    )
+    found("etcdctl", "TURNSTILE_ETCDCTL", || on_path_or_fetched("etcdctl"), "`cargo xtask test` fetches it")
 }
 
-/// Where a shell would find `program`; `program` itself if nowhere.
-fn on_path(program: &str) -> PathBuf {
+/// Where a shell would find `program`, or else where a fetched one lies.
+fn on_path_or_fetched(program: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file());
-    found.unwrap_or_else(|| PathBuf::from(program))
+    found.unwrap_or_else(|| target().join("turnstile").join(program))
 }
 
 fn found(what: &str, variable: &str, default: impl FnOnce() -> PathBuf, remedy: &str) -> PathBuf {

@@ -1,4 +1,4 @@
-//! A network between two components that can be cut, silenced and healed.
+//! A network between two components that can be cut, silenced, deafened and healed.
 
 use std::net::SocketAddr;
 
@@ -13,6 +13,8 @@ enum Weather {
     Fair,
     /// Connections stay open and nothing passes: a half-open connection.
     Silent,
+    /// What is sent arrives, and no answer comes back.
+    Deaf,
     /// Connections are closed, and new ones too.
     Cut,
 }
@@ -48,6 +50,11 @@ impl Link {
         self.weather.send_replace(Weather::Silent);
     }
 
+    /// Lets requests pass from now on and keeps back what is answered.
+    pub fn deafen(&self) {
+        self.weather.send_replace(Weather::Deaf);
+    }
+
     /// Lets everything pass again.
     pub fn heal(&self) {
         self.weather.send_replace(Weather::Fair);
@@ -77,7 +84,10 @@ async fn relay(near: TcpStream, target: SocketAddr, mut weather: watch::Receiver
     let (near_read, near_write) = near.into_split();
     let (far_read, far_write) = far.into_split();
     let both = async {
-        tokio::join!(pass(near_read, far_write, weather.clone()), pass(far_read, near_write, weather.clone()))
+        tokio::join!(
+            pass(near_read, far_write, weather.clone(), |now| now != Weather::Silent),
+            pass(far_read, near_write, weather.clone(), |now| now != Weather::Silent && now != Weather::Deaf),
+        )
     };
     let mut watch = weather.clone();
     tokio::select! {
@@ -90,10 +100,11 @@ async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut weather: watch::Receiver<Weather>,
+    passes: impl Fn(Weather) -> bool,
 ) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        let _ = weather.wait_for(|now| *now != Weather::Silent).await;
+        let _ = weather.wait_for(|now| passes(*now)).await;
         if to.write_all(&buffer[..count]).await.is_err() {
             return;
         }

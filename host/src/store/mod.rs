@@ -8,6 +8,7 @@
 //! [`StoreError`].
 
 pub mod etcd;
+mod pending;
 pub mod sqlite;
 
 use std::time::Duration;

@@ -10,6 +10,7 @@ use crate::host::{self, Profile};
 use crate::layout::Layout;
 use crate::plugin;
 use crate::progress::{Done, Progress};
+use crate::protoc;
 
 const OVERHEAD: &str = "bench-overhead";
 
@@ -35,8 +36,9 @@ pub(crate) fn overhead(layout: &Layout, arguments: &[String]) -> Result<(), Fail
 
 /// Benches the engine alone, then through the port of a release host, and prints one table. Needs no Envoy.
 pub(crate) fn engine(layout: &Layout, arguments: &[String]) -> Result<(), Failure> {
-    let mut progress = Progress::new(5);
+    let mut progress = Progress::new(6);
     let lock = layout.lock_parts()?;
+    progress.step("looking for protoc", || protoc::ensure(layout))?;
     progress.step("building the release", || host::build(layout, Profile::Release, &[ENGINE]))?;
     drop(lock);
     let bench = |name| {

@@ -7,14 +7,16 @@ use crate::failure::Failure;
 use crate::fuzz;
 use crate::layout::Layout;
 use crate::progress::{Done, Progress};
+use crate::protoc;
 use crate::tidy;
 use crate::wasm::{TARGET, Toolchain};
 
 /// Looks, and changes nothing but the target directory. One fault does not hide the next: all checks run.
 pub(crate) fn run(layout: &Layout) -> Result<(), Failure> {
-    let mut progress = Progress::new(8);
+    let mut progress = Progress::new(9);
     let _lock = layout.lock_parts()?;
     progress.step("looking for rustfmt and clippy", || components(layout))?;
+    progress.step("looking for protoc", || protoc::ensure(layout))?;
     let toolchain = progress.step("finding a compiler for wasm", || Toolchain::ensure(layout))?;
     let results = [
         progress.step("tidy: the rules of the house", || tidy::check(layout)),
@@ -81,9 +83,10 @@ fn check_wasm(layout: &Layout, toolchain: Toolchain) -> Result<((), Done), Failu
 
 /// Mends what machines can mend.
 pub(crate) fn fix(layout: &Layout) -> Result<(), Failure> {
-    let mut progress = Progress::new(3);
+    let mut progress = Progress::new(4);
     let _lock = layout.lock_parts()?;
     progress.step("looking for rustfmt and clippy", || components(layout))?;
+    progress.step("looking for protoc", || protoc::ensure(layout))?;
     progress.step("cargo clippy --fix", || {
         let mut clippy = cargo(layout);
         clippy.args(["clippy", "--fix", "--workspace", "--all-targets", "--allow-dirty", "--allow-staged"]);

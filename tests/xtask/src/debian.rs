@@ -1,5 +1,6 @@
-//! Debian packages, installed by `apt-get` as root or through sudo.
+//! Debian packages: installed by `apt-get` as root or through sudo, or only unpacked, which needs no root.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -49,6 +50,36 @@ pub(crate) fn install(layout: &Layout, packages: &[&str], why: &str) -> Result<(
         }
         Err(failure) => Err(failure.advise(advice)),
     }
+}
+
+/// Fetches the newest `packages` and unpacks them below `stage`, anew, without installing anything. Uses package lists
+/// of its own: those of the system may be old or absent, and only root may renew them.
+pub(crate) fn unpack(layout: &Layout, packages: &[&str], stage: &Path) -> Result<(), Failure> {
+    if !exists("apt-get") || !exists("dpkg-deb") {
+        return Err(Failure::new("this machine has no Debian packages: there is no apt-get, or no dpkg-deb"));
+    }
+    if stage.exists() {
+        fs::remove_dir_all(stage).map_err(Failure::io(format!("removing {}", stage.display())))?;
+    }
+    let (state, files) = (stage.join("apt"), stage.join("packages"));
+    for dir in [state.join("lists/partial"), state.join("cache/archives/partial"), files.clone()] {
+        fs::create_dir_all(&dir).map_err(Failure::io(format!("making {}", dir.display())))?;
+    }
+    let apt = || {
+        let mut apt = Command::new("apt-get");
+        apt.current_dir(&files).args(["-q", "-o", &format!("Dir::State::lists={}/lists", state.display())]);
+        // As root, apt would fetch as a user who may not write here.
+        apt.args(["-o", &format!("Dir::Cache={}/cache", state.display()), "-o", "APT::Sandbox::User=root"]);
+        apt
+    };
+    // May fail with one of several sources broken: the download below shows whether that matters.
+    let _ = quietly(layout, "apt-update", apt().arg("update"));
+    quietly(layout, "apt-download", apt().arg("download").args(packages))?;
+    let fetched = files.read_dir().map_err(Failure::io(format!("reading {}", files.display())))?;
+    for package in fetched.flatten() {
+        quietly(layout, "unpack", Command::new("dpkg-deb").arg("-x").arg(package.path()).arg(stage))?;
+    }
+    Ok(())
 }
 
 fn root() -> Option<Root> {

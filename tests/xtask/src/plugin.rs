@@ -1,4 +1,4 @@
-//! Fetches and builds the parts that everything else needs: Envoy, and the filter as a wasm file.
+//! Fetches and builds the parts that everything else needs: Envoy, protoc, and the filter as a wasm file.
 
 use std::fs;
 
@@ -8,10 +8,11 @@ use crate::failure::Failure;
 use crate::host::{self, Profile};
 use crate::layout::{Layout, PartsLock, replace_if_changed};
 use crate::progress::{Done, Progress};
+use crate::protoc;
 use crate::wasm::Toolchain;
 
 /// Steps that [`prepare`] shows.
-pub(crate) const STEPS: usize = 3;
+pub(crate) const STEPS: usize = 4;
 
 const PACKAGE: &str = "turnstile-plugin";
 const FILE: &str = "turnstile_plugin.wasm";
@@ -41,10 +42,11 @@ pub(crate) fn build_only(layout: &Layout) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes sure of Envoy and the wasm file, and keeps others from changing them while the lock is held.
+/// Makes sure of Envoy, of what the host is built with, and of the wasm file, and keeps others from changing them while the lock is held.
 pub(crate) fn prepare(layout: &Layout, progress: &mut Progress) -> Result<PartsLock, Failure> {
     let lock = layout.lock_parts()?;
     progress.step(&format!("fetching Envoy {}", envoy::VERSION), || envoy::ensure(layout))?;
+    progress.step("looking for protoc", || protoc::ensure(layout))?;
     let toolchain = progress.step("finding a compiler for wasm", || Toolchain::ensure(layout))?;
     progress.step("building the plugin", || build(layout, toolchain))?;
     Ok(lock)

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test of the workspace, on real parts.
 
 use crate::command::{cargo, openly};
+use crate::etcd;
 use crate::failure::Failure;
 use crate::fuzz;
 use crate::host::{self, Profile};
@@ -29,8 +30,9 @@ pub(crate) fn run(layout: &Layout, arguments: &[String]) -> Result<(), Failure> 
     let deep = arguments.first().is_some_and(|argument| argument == DEEP);
     let arguments = if deep { arguments.get(1..).unwrap_or_default() } else { arguments };
     let fuzzes = arguments.is_empty();
-    let mut progress = Progress::new(plugin::STEPS + 2 + if fuzzes { fuzz::STEPS } else { 0 });
+    let mut progress = Progress::new(plugin::STEPS + 3 + if fuzzes { fuzz::STEPS } else { 0 });
     let lock = plugin::prepare(layout, &mut progress)?;
+    progress.step("looking for etcd", || etcd::ensure(layout))?;
     progress.step("building the host service", || host::build(layout, Profile::Debug, &[]))?;
     drop(lock);
     progress.open_step("testing");

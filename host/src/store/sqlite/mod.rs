@@ -18,7 +18,7 @@ mod batch;
 mod database;
 mod liveness;
 mod notice;
-mod pending;
+
 mod records;
 mod table;
 mod transaction;

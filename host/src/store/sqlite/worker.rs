@@ -10,11 +10,11 @@ use turnstile_core::Instant;
 use super::database::{Database, Marks, random_name};
 use super::liveness::{Lease, Observer};
 use super::notice::Cursor;
-use super::pending::Pending;
 use super::table::Table;
 use super::transaction::Fault;
 use super::{Config, Shared};
 use crate::clock;
+use crate::store::pending::Pending;
 use crate::store::{Event, Operation, StoreError};
 
 /// How often to look for news while a claim of ours is queued.

@@ -9,7 +9,7 @@ use crate::store::Operation;
 
 /// Every operation that was submitted and is neither carried out nor answered.
 #[derive(Debug, Default)]
-pub(super) struct Pending {
+pub(in crate::store) struct Pending {
     /// No queue in it is empty.
     by_key: HashMap<LockKey, VecDeque<Operation>>,
     /// Every key of `by_key`, once.
@@ -21,7 +21,7 @@ pub(super) struct Pending {
 impl Pending {
     /// Adds what was submitted. A claim that is given up before it was carried out leaves only the yield, so that keys
     /// that are claimed and given up faster than the disk can follow do not pile up.
-    pub(super) fn push(&mut self, operation: Operation) {
+    pub(in crate::store) fn push(&mut self, operation: Operation) {
         if let Some(after_end) = &mut self.after_end {
             after_end.push_back(operation);
             return;
@@ -49,14 +49,14 @@ impl Pending {
     }
 
     /// Adds an operation of the store's own, before all that waits.
-    pub(super) fn push_front(&mut self, operation: Operation) {
+    pub(in crate::store) fn push_front(&mut self, operation: Operation) {
         if let Some(key) = self.insert_first(operation) {
             self.turns.push_front(key);
         }
     }
 
     /// Puts back an operation that failed: still the first of its key, but all other keys are tried before.
-    pub(super) fn put_back(&mut self, operation: Operation) {
+    pub(in crate::store) fn put_back(&mut self, operation: Operation) {
         if let Some(key) = self.insert_first(operation) {
             self.turns.push_back(key);
         }
@@ -71,11 +71,26 @@ impl Pending {
     }
 
     /// The first operation of each of the next keys: what becomes of it decides the second of the same key.
-    pub(super) fn take(&mut self, count_max: usize) -> Vec<Operation> {
-        let count = self.turns.len().min(count_max);
-        let keys: Vec<LockKey> = self.turns.drain(..count).collect();
-        let mut taken = Vec::with_capacity(count);
-        for key in keys {
+    pub(in crate::store) fn take(&mut self, count_max: usize) -> Vec<Operation> {
+        self.take_unless(count_max, |_| false)
+    }
+
+    /// As [`Pending::take`], without keys that are `busy`.
+    pub(in crate::store) fn take_unless(
+        &mut self,
+        count_max: usize,
+        busy: impl Fn(&LockKey) -> bool,
+    ) -> Vec<Operation> {
+        let mut taken = Vec::with_capacity(self.turns.len().min(count_max));
+        for _ in 0..self.turns.len() {
+            if taken.len() == count_max {
+                break;
+            }
+            let Some(key) = self.turns.pop_front() else { break };
+            if busy(&key) {
+                self.turns.push_back(key);
+                continue;
+            }
             let Some(queue) = self.by_key.get_mut(&key) else { continue };
             taken.extend(queue.pop_front());
             if queue.is_empty() {
@@ -87,24 +102,41 @@ impl Pending {
         taken
     }
 
+    /// Takes out all claims; what is to be given up stays.
+    pub(in crate::store) fn take_claims(&mut self) -> Vec<Operation> {
+        let mut claims = Vec::new();
+        for key in &self.turns {
+            if let Some(queue) = self.by_key.get_mut(key) {
+                let all = queue.drain(..);
+                let (taken, left): (Vec<_>, Vec<_>) =
+                    all.partition(|operation| matches!(operation, Operation::Claim { .. }));
+                claims.extend(taken);
+                queue.extend(left);
+            }
+        }
+        self.by_key.retain(|_, queue| !queue.is_empty());
+        self.turns.retain(|key| self.by_key.contains_key(key));
+        claims
+    }
+
     /// Whether nothing waits but the end of the lease.
-    pub(super) fn only_the_end(&self) -> bool {
+    pub(in crate::store) fn only_the_end(&self) -> bool {
         self.turns.is_empty() && self.after_end.is_some()
     }
 
     /// The lease has ended; what came after that is next.
-    pub(super) fn ended(&mut self) {
+    pub(in crate::store) fn ended(&mut self) {
         for operation in self.after_end.take().unwrap_or_default() {
             self.push(operation);
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::store) fn is_empty(&self) -> bool {
         self.turns.is_empty() && self.after_end.is_none()
     }
 
     /// Everything, in an order in which it can be answered.
-    pub(super) fn take_all(&mut self) -> Vec<Operation> {
+    pub(in crate::store) fn take_all(&mut self) -> Vec<Operation> {
         let Self { mut by_key, turns, after_end } = std::mem::take(self);
         let mut all: Vec<Operation> = turns.iter().filter_map(|key| by_key.remove(key)).flatten().collect();
         if let Some(after_end) = after_end {
@@ -159,6 +191,13 @@ mod tests {
     }
 
     #[test]
+    fn keys_that_are_busy_keep_waiting() {
+        let mut pending = pending([claim("a", 1), claim("b", 2), claim("c", 3)]);
+        assert_eq!(pending.take_unless(9, |busy| *busy == key("b")), [claim("a", 1), claim("c", 3)]);
+        assert_eq!(pending.take(9), [claim("b", 2)]);
+    }
+
+    #[test]
     fn a_claim_given_up_unseen_leaves_the_yield() {
         let mut pending = pending([give_up("a"), claim("a", 1), give_up("a"), claim("a", 2), give_up("a")]);
         pending.push(claim("a", 3));
@@ -172,6 +211,14 @@ mod tests {
         failed.into_iter().for_each(|operation| pending.put_back(operation));
         assert_eq!(pending.take(9), [claim("b", 2), give_up("a")]);
         assert_eq!(pending.take(9), [claim("a", 1)]);
+    }
+
+    #[test]
+    fn claims_can_be_taken_out() {
+        let mut pending = pending([claim("a", 1), give_up("b"), claim("b", 2)]);
+        assert_eq!(pending.take_claims(), [claim("a", 1), claim("b", 2)]);
+        assert_eq!(pending.take(9), [give_up("b")]);
+        assert!(pending.is_empty());
     }
 
     #[test]
