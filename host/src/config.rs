@@ -1,5 +1,7 @@
 //! The host's configuration: a TOML file and flags, made into types once, all faults reported together.
 
+mod cluster;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -178,7 +180,7 @@ impl Store {
             if overrides.database.is_some() {
                 section.fault("kind", "is \"etcd\", and --database names a file for \"sqlite\": leave one of them out");
             }
-            return Self::Etcd(read_etcd(section, lease_ttl, epoch_base));
+            return Self::Etcd(cluster::read(section, lease_ttl, epoch_base));
         }
         if kind != "sqlite" {
             section.fault("kind", &format!("is {kind:?}; this version knows \"sqlite\" and \"etcd\""));
@@ -187,73 +189,6 @@ impl Store {
         let path = overrides.database.clone().unwrap_or(path);
         Self::Sqlite(sqlite::Config { path, lease_ttl, epoch_base })
     }
-}
-
-fn read_etcd(section: &mut Section<'_>, lease_ttl: Duration, epoch_base: u64) -> etcd::Config {
-    if lease_ttl.subsec_nanos() != 0 {
-        section.fault("lease_ttl", "must be whole seconds: etcd counts its leases in them");
-    }
-    let expected = "a list of URLs such as [\"http://10.0.0.1:2379\", \"http://10.0.0.2:2379\"], all http or all https";
-    let endpoints = section.required("endpoints", expected, parse_endpoints).unwrap_or_default();
-    let prefix = section.text("prefix", "turnstile/");
-    if !prefix.ends_with('/') || !prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
-        section.fault("prefix", "must be visible ASCII and end in \"/\", such as \"turnstile/\"");
-    }
-    let request_timeout = section.duration("request_timeout", SECOND, SECOND / 20..=60 * SECOND);
-    if request_timeout > lease_ttl / 2 {
-        section.fault("request_timeout", "must be at most half of `lease_ttl`, so that one slow member costs no lease");
-    }
-    let user =
-        section.read("user", "a user's name", |value| value.as_str().filter(|user| !user.is_empty()).map(Into::into));
-    let user = with_file(section, ("user", user), "password_file");
-    let ca_file = section.file("ca_file");
-    let cert_file = section.file("cert_file");
-    let identity = with_file(section, ("cert_file", cert_file), "key_file");
-    let secure = endpoints.iter().any(|endpoint: &String| endpoint.starts_with("https://"));
-    let tls = match (secure, ca_file) {
-        (true, Some(ca_file)) => Some(etcd::Tls { ca_file, identity }),
-        (true, None) => {
-            section.fault(
-                "ca_file",
-                "is missing: the endpoints are https, and this file says whose certificates to believe",
-            );
-            None
-        }
-        (false, ca_file) => {
-            if ca_file.is_some() || identity.is_some() {
-                section
-                    .fault("endpoints", "are http, so certificates are not used: write https, or leave the files out");
-            }
-            None
-        }
-    };
-    etcd::Config { endpoints, prefix, lease_ttl, request_timeout, user, tls, epoch_base }
-}
-
-/// Two fields of which neither makes sense alone: the first has been read, the second is a file.
-fn with_file<T>(
-    section: &mut Section<'_>,
-    (first, value): (&'static str, Option<T>),
-    second: &'static str,
-) -> Option<(T, PathBuf)> {
-    match (value, section.file(second)) {
-        (Some(value), Some(file)) => Some((value, file)),
-        (Some(_), None) => {
-            section.fault(second, &format!("is missing: `{first}` needs it"));
-            None
-        }
-        (None, Some(_)) => {
-            section.fault(first, &format!("is missing: `{second}` needs it"));
-            None
-        }
-        (None, None) => None,
-    }
-}
-
-fn parse_endpoints(value: &serde_json::Value) -> Option<Vec<String>> {
-    let urls: Vec<String> = value.as_array()?.iter().map(|url| url.as_str().map(Into::into)).collect::<Option<_>>()?;
-    let all = |scheme: &str| urls.iter().all(|url| url.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
-    (!urls.is_empty() && (all("http://") || all("https://"))).then_some(urls)
 }
 
 /// The engine's bounds, and the number of connections, which are none of its business.
@@ -359,6 +294,34 @@ mod tests {
         assert_eq!((config.connections_max, config.engine.waiters_max), (7, 9));
         let faults = faults("[limits]\nconnections = 0\nwaiters = 0");
         assert!(faults.contains("limits.connections") && faults.contains("limits.waiters"), "{faults}");
+    }
+
+    #[test]
+    fn an_etcd_cluster_is_described_completely() {
+        let text = "[store]\nkind = \"etcd\"\nendpoints = [\"https://a:2379\", \"https://b:2379\"]\n\
+            user = \"turnstile\"\npassword_file = \"p\"\nca_file = \"ca.pem\"\ncert_file = \"c\"\nkey_file = \"k\"";
+        let Store::Etcd(store) = Config::parse(text, &Overrides::default()).unwrap().store else { panic!() };
+        assert_eq!((store.endpoints.len(), store.prefix.as_str(), store.lease_ttl), (2, "turnstile/", 5 * SECOND));
+        assert_eq!(store.user, Some(("turnstile".into(), "p".into())));
+        assert_eq!(store.tls.unwrap().identity, Some(("c".into(), "k".into())));
+    }
+
+    #[test]
+    fn what_does_not_fit_together_for_etcd_is_told() {
+        let etcd = |more: &str| faults(&format!("[store]\nkind = \"etcd\"\n{more}"));
+        let http = "endpoints = [\"http://a:2379\"]\n";
+        assert!(etcd("").contains("store.endpoints: is missing"), "{}", etcd(""));
+        assert!(etcd("endpoints = [\"http://a\", \"https://b\"]").contains("all http or all https"));
+        assert!(etcd("endpoints = [\"https://a:2379\"]").contains("store.ca_file"));
+        assert!(etcd(&format!("{http}ca_file = \"ca.pem\"")).contains("store.endpoints"));
+        assert!(etcd(&format!("{http}user = \"u\"")).contains("store.password_file"));
+        assert!(etcd(&format!("{http}password_file = \"u\"")).contains("store.user"));
+        assert!(etcd(&format!("{http}lease_ttl = \"5500ms\"")).contains("whole seconds"));
+        assert!(etcd(&format!("{http}request_timeout = \"4s\"")).contains("half of `lease_ttl`"));
+        assert!(etcd(&format!("{http}prefix = \"locks\"")).contains("store.prefix"));
+        assert!(etcd(&format!("{http}path = \"a.db\"")).contains("store.path: unknown"));
+        let overrides = Overrides { database: Some("a.db".into()), ..Overrides::default() };
+        assert!(Config::parse(&format!("[store]\nkind = \"etcd\"\n{http}"), &overrides).is_err());
     }
 
     #[test]

@@ -98,6 +98,21 @@ A configuration file with every field at its default:
   [drain]
   grace = \"30s\"                    # on SIGTERM: how long holds may still last
 
+Ownership in an etcd cluster, shared by hosts on several machines, instead of a file:
+
+  [store]
+  kind = \"etcd\"
+  endpoints = [\"https://10.0.0.1:2379\", \"https://10.0.0.2:2379\", \"https://10.0.0.3:2379\"]
+  prefix = \"turnstile/\"            # hosts with the same prefix share their keys
+  lease_ttl = \"5s\"                 # whole seconds, at least 1.5 election timeouts of etcd
+  request_timeout = \"1s\"           # then the next endpoint is tried
+  user = \"turnstile\"               # optional, together with:
+  password_file = \"/etc/turnstile/password\"
+  ca_file = \"/etc/turnstile/ca.pem\"      # for https: whose certificates to believe
+  cert_file = \"/etc/turnstile/host.pem\"  # optional, for mutual TLS, together with:
+  key_file = \"/etc/turnstile/host.key\"
+  epoch_base = 0                   # the same on all hosts; raise it after restoring a backup
+
 SIGTERM or Ctrl-C drains: no new grants, holds run out, everything is given up. A second one ends at once; what was
 held then stays locked until the lease and the lock delays are over.";
 

@@ -90,3 +90,23 @@ fn the_configuration_in_the_help_has_every_field_at_its_default() {
         - include_str!("../src/config.rs").matches("section.fault").count();
     assert_eq!(fields, read, "fields shown, fields read");
 }
+
+#[test]
+fn the_etcd_store_in_the_help_has_every_field() {
+    let help = help("host");
+    let (_, after) = help.split_once("instead of a file:\n").unwrap();
+    let toml: String = after
+        .trim_start_matches('\n')
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .fold(String::new(), |text, line| text + line.trim_start() + "\n");
+    Config::parse(&toml, &Overrides::default()).unwrap_or_else(|faults| panic!("{toml}\n{faults}"));
+    let fields = toml.lines().filter(|line| line.contains(" = ")).count();
+    let source = include_str!("../src/config/cluster.rs");
+    // Every store has `kind`, `lease_ttl` and `epoch_base`; one more is read together with another, in either case.
+    let of_cluster = fields - 3;
+    let read = source.matches("section.").count() - source.matches("section.fault").count()
+        + source.matches("with_file(section").count()
+        - 1;
+    assert_eq!(of_cluster, read, "fields shown, fields read");
+}

@@ -235,3 +235,180 @@ impl Circumstances<'_> {
 pub(super) fn millis_up(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::hosts::{News, Sight};
+    use super::super::table::Queued;
+    use super::super::txn::Place;
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(5);
+    const NOW: Instant = Instant::from_micros(100_000_000);
+
+    /// "alive" lives; "dead" was seen to die four seconds ago, right after a beat.
+    fn hosts() -> Hosts {
+        let mut hosts = Hosts::default();
+        let sight = |name: &str| Sight { name: name.into(), created: 1, ttl: TTL };
+        hosts.list(vec![sight("me"), sight("alive"), sight("dead")], 10, Instant::from_micros(90_000_000));
+        hosts.hear(News::Beat { sight: sight("dead"), revision: 11 }, Instant::from_micros(96_000_000));
+        hosts.hear(News::Gone { name: "dead".into(), revision: 12 }, Instant::from_micros(96_000_000));
+        hosts
+    }
+
+    fn step(want: Want, entry: Option<Entry>, seen: Option<Seen>) -> Step {
+        let leased_until = NOW + TTL;
+        Circumstances { me: "me", ttl: TTL, hosts: &hosts(), now: NOW, leased_until, unix_s: 7 }.step(
+            want,
+            entry.as_ref(),
+            seen.as_ref(),
+        )
+    }
+
+    fn claim(lock_delay_ms: u64) -> Want {
+        Want::Claim { claim: ClaimId(1), lock_delay_ms, new_epoch: false }
+    }
+
+    fn value(host: &str, lock_delay_ms: u64, inherited_ms: u64) -> RecordValue {
+        RecordValue { host: host.into(), ttl_ms: 5_000, lock_delay_ms, inherited_ms, since_unix_s: 7 }
+    }
+
+    fn owned_by(host: &str, queue: &[&str]) -> Seen {
+        let place = |name: &&str| Place {
+            name: (*name).into(),
+            value: PlaceValue { lock_delay_ms: 30, ttl_ms: 5_000 },
+            revision: 40,
+        };
+        Seen {
+            record: Some(Record { value: value(host, 1_000, 0), revision: 33 }),
+            queue: queue.iter().map(place).collect(),
+            queued: queue.contains(&"me"),
+        }
+    }
+
+    fn queued() -> Option<Entry> {
+        Some(Entry::Queued(Queued { claim: ClaimId(1), lock_delay_ms: 100 }))
+    }
+
+    fn owned(quarantined_until: Instant, told: Told) -> Option<Entry> {
+        Some(Entry::Owned(Owned { revision: 33, value: value("me", 1_000, 500), quarantined_until, told }))
+    }
+
+    #[test]
+    fn a_free_key_is_created_without_looking() {
+        assert_eq!(step(claim(100), None, None), Step::Write(Write::Create { record: value("me", 100, 0) }));
+    }
+
+    #[test]
+    fn behind_a_live_owner_one_queues_and_wakes_it() {
+        let Step::Write(Write::Enqueue { revision, wake, .. }) = step(claim(100), None, Some(owned_by("alive", &[])))
+        else {
+            panic!()
+        };
+        assert_eq!((revision, wake.as_deref()), (33, Some("alive")));
+        assert_eq!(step(Want::Look, queued(), Some(owned_by("alive", &["me"]))), Step::Queued);
+    }
+
+    #[test]
+    fn a_dead_owner_is_followed_by_the_first_in_the_queue_only() {
+        let turn = |queue: &[&str]| match step(Want::Look, queued(), Some(owned_by("dead", queue))) {
+            Step::Write(Write::TakeOver { turn, .. }) => Some(turn),
+            Step::Queued => None,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(turn(&["me", "alive"]), Some(Turn::First));
+        assert_eq!(turn(&["alive", "me"]), None);
+        let direct = step(claim(100), None, Some(owned_by("dead", &[])));
+        assert!(matches!(direct, Step::Write(Write::TakeOver { turn: Turn::NobodyWaits, .. })), "{direct:?}");
+        let behind = step(claim(100), None, Some(owned_by("dead", &["alive"])));
+        assert!(matches!(behind, Step::Write(Write::Enqueue { wake: None, .. })), "{behind:?}");
+    }
+
+    /// Its belief may last for a second more, and then its lock delay of a second.
+    #[test]
+    fn what_a_dead_owner_promised_is_remembered() {
+        let Step::Write(Write::TakeOver { record, dead, revision, .. }) =
+            step(claim(100), None, Some(owned_by("dead", &[])))
+        else {
+            panic!()
+        };
+        assert_eq!((dead.as_str(), revision), ("dead", 33));
+        assert_eq!(record, value("me", 1_000, 2_000));
+    }
+
+    #[test]
+    fn nobody_is_followed_without_a_lease() {
+        let circumstances =
+            Circumstances { me: "me", ttl: TTL, hosts: &hosts(), now: NOW, leased_until: NOW, unix_s: 7 };
+        let seen = owned_by("dead", &[]);
+        assert_eq!(circumstances.step(claim(100), None, Some(&seen)), Step::Unbelieving);
+    }
+
+    #[test]
+    fn a_record_that_was_handed_over_is_gained_as_it_is() {
+        let Step::Gained { record, quarantined_until } = step(Want::Look, queued(), Some(owned_by("me", &[]))) else {
+            panic!()
+        };
+        assert_eq!((record.revision, quarantined_until), (33, Instant::default()));
+    }
+
+    /// Nobody knows what was granted under its epoch.
+    #[test]
+    fn a_record_that_is_found_goes_on_under_a_new_epoch_and_keeps_its_quarantine() {
+        let mut seen = owned_by("me", &[]);
+        if let Some(record) = &mut seen.record {
+            record.value.inherited_ms = 900;
+        }
+        for entry in [None, Some(Entry::Unsure)] {
+            let found = step(claim(2_000), entry, Some(seen.clone()));
+            assert_eq!(found, Step::Write(Write::Raise { revision: 33, record: value("me", 2_000, 900) }));
+        }
+    }
+
+    #[test]
+    fn a_raise_keeps_what_is_left_of_a_quarantine() {
+        let quarantined_until = NOW + Duration::from_millis(300);
+        let raised = step(claim(100), owned(quarantined_until, Told::Gained), None);
+        assert_eq!(raised, Step::Write(Write::Raise { revision: 33, record: value("me", 1_000, 300) }));
+        let over = step(claim(100), owned(Instant::default(), Told::Gained), None);
+        assert_eq!(over, Step::Write(Write::Raise { revision: 33, record: value("me", 1_000, 0) }));
+    }
+
+    #[test]
+    fn whoever_waits_first_gets_the_record() {
+        assert_eq!(step(Want::Yield, owned(Instant::default(), Told::Contended), None), Step::Read);
+        let blind = step(Want::Yield, owned(Instant::default(), Told::Gained), None);
+        assert_eq!(blind, Step::Write(Write::Remove { revision: 33 }));
+        let seen = owned_by("me", &["alive", "other"]);
+        let Step::Write(Write::HandOver { revision, head, record }) =
+            step(Want::Yield, owned(Instant::default(), Told::Contended), Some(seen))
+        else {
+            panic!()
+        };
+        assert_eq!((revision, head.name.as_str(), head.revision), (33, "alive", 40));
+        assert_eq!(record, value("alive", 30, 0));
+    }
+
+    #[test]
+    fn a_record_in_quarantine_that_nobody_wants_is_kept() {
+        let mut seen = owned_by("me", &[]);
+        if let Some(record) = &mut seen.record {
+            record.value.inherited_ms = 900;
+        }
+        let kept = step(Want::Yield, Some(Entry::Unsure), Some(seen));
+        assert!(
+            matches!(kept, Step::KeptForQuarantine { quarantined_until, .. }
+                if quarantined_until == NOW + Duration::from_millis(900)),
+            "{kept:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_not_ours_any_more_is_lost() {
+        let entry = || owned(Instant::default(), Told::Gained);
+        assert_eq!(step(Want::Look, entry(), Some(owned_by("alive", &[]))), Step::Lost);
+        assert_eq!(step(claim(100), entry(), Some(Seen::default())), Step::Lost);
+        let rivals = step(Want::Look, entry(), Some(owned_by("me", &["alive"])));
+        assert_eq!(rivals, Step::Kept { revision: 33, rivals: true });
+    }
+}

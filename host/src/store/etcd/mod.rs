@@ -5,7 +5,7 @@
 //! after, which is its epoch. Queues are leased keys ordered by create revision; the owner hands the record to the
 //! first of them in the transaction that gives it up. One watch per host tells of deaths, and one wakes it.
 //!
-//! Who dies is waited out on the clock of whoever takes over: see [`hosts`]. A process that writes under our prefix with
+//! Who dies is waited out on the clock of whoever takes over: see `hosts.rs`. A process that writes under our prefix with
 //! its own hands can break all of it.
 //!
 //! Sources: <https://etcd.io/docs/v3.5/learning/api/>, <https://etcd.io/docs/v3.5/learning/api_guarantees/>.
@@ -14,6 +14,8 @@ mod decide;
 mod hosts;
 mod jobs;
 mod layout;
+mod lease;
+mod line;
 mod link;
 mod reaper;
 mod table;

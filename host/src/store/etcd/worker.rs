@@ -6,28 +6,24 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
+use etcd_client::{GetOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use turnstile_core::{Instant, LockKey, Token};
+use turnstile_core::{Instant, LockKey};
 
 use super::Config;
-use super::decide::{Want, millis_up};
 use super::hosts::{Hosts, News};
 use super::jobs::Jobs;
-use super::layout::{HostValue, Layout, json};
-use super::link::{Errand, Established, Fault, Link, Meta, Who, Witness, establish, sight};
+use super::layout::Layout;
+use super::lease::Member;
+use super::line::{Line, PAUSE_FIRST};
+use super::link::{Established, Fault, Link, Witness, sight};
 use super::reaper::{Reaped, Reaper};
 use super::table::Table;
-use super::txn::{Me, Write};
+use super::txn::Write;
 use crate::clock;
 use crate::store::pending::Pending;
 use crate::store::{Event, Operation, StoreError};
 
-/// Beats per TTL: four may fail in a row.
-const BEATS_PER_TTL: u32 = 5;
-/// Pauses between attempts to connect.
-const PAUSE_FIRST: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Operations that are taken in between two looks at anything else.
 const INTAKE: usize = 256;
 
@@ -62,54 +58,35 @@ pub(super) struct Worker {
     pub(super) layout: Arc<Layout>,
     events: UnboundedSender<Event>,
     pub(super) messages: UnboundedSender<Message>,
-    phase: Phase,
-    line: Line,
-    pause: Duration,
+    pub(super) phase: Phase,
+    pub(super) line: Line,
+    pub(super) pause: Duration,
     /// Which of the endpoints is next.
-    endpoint: usize,
-    generation: u64,
+    pub(super) endpoint: usize,
+    pub(super) generation: u64,
     pub(super) witness: Witness,
     /// The largest epoch that this process knows to have been possible: none may be given out at or below it after the
     /// cluster went back.
-    epoch_floor: u64,
-    largest_lock_delay_ms: u64,
+    pub(super) epoch_floor: u64,
+    pub(super) largest_lock_delay_ms: u64,
     pub(super) pending: Pending,
     pub(super) jobs: Jobs,
     pub(super) table: Table,
     pub(super) hosts: Hosts,
     pub(super) reaper: Reaper,
-    next_beat: Instant,
+    pub(super) next_beat: Instant,
     next_round: Instant,
     health: Health,
 }
 
 /// Where an incarnation is in its life.
-enum Phase {
+pub(super) enum Phase {
     /// Has no lease, and tries to get one from this instant on.
     Joining { from: Instant },
     /// Has a lease, as far as we know.
     Member(Member),
     /// Has ended its lease.
     Left,
-}
-
-/// A registered incarnation.
-#[derive(Clone)]
-pub(super) struct Member {
-    pub(super) me: Me,
-    pub(super) meta: Meta,
-    /// Believes in its lease until then.
-    pub(super) leased_until: Instant,
-    beats: u64,
-    beating: bool,
-    revoking: bool,
-}
-
-/// The connection.
-enum Line {
-    Down { from: Instant },
-    Connecting,
-    Up(Link),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -229,132 +206,6 @@ impl Worker {
         next.map_or(Duration::from_secs(1), |next| next.saturating_since(now)).min(Duration::from_secs(1))
     }
 
-    // The connection.
-
-    fn connect(&mut self, now: Instant) {
-        let who = match &self.phase {
-            Phase::Left => return,
-            Phase::Joining { from } if now < *from => {
-                self.line = Line::Down { from: *from };
-                return;
-            }
-            Phase::Joining { .. } => match random_name() {
-                Ok(name) => Who::New(name),
-                Err(error) => {
-                    self.failing(&format!("no randomness: {error}"));
-                    self.line = Line::Down { from: now + PAUSE_MAX };
-                    return;
-                }
-            },
-            Phase::Member(member) => Who::Member(member.me.clone()),
-        };
-        let Some(endpoint) = self.config.endpoints.get(self.endpoint % self.config.endpoints.len().max(1)) else {
-            return;
-        };
-        self.generation += 1;
-        let errand = Errand {
-            config: self.config.clone(),
-            layout: (*self.layout).clone(),
-            endpoint: endpoint.clone(),
-            generation: self.generation,
-            who,
-            witness: self.witness,
-            messages: self.messages.clone(),
-        };
-        self.line = Line::Connecting;
-        let messages = self.messages.clone();
-        tokio::spawn(async move {
-            let _ = messages.send(Message::Linked(Box::new(establish(errand).await)));
-        });
-    }
-
-    /// Tries the next endpoint after a pause.
-    pub(super) fn disconnect(&mut self, reason: &str) {
-        if matches!(self.line, Line::Down { .. }) {
-            return;
-        }
-        self.failing(reason);
-        self.endpoint = self.endpoint.wrapping_add(1);
-        // Not all hosts at once.
-        let jitter = self.pause.mul_f64(0.5 + f64::from(random_byte()) / 512.0);
-        self.line = Line::Down { from: clock::now() + jitter };
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
-    }
-
-    fn linked(&mut self, established: Result<Established, Fault>) {
-        let now = clock::now();
-        let established = match established {
-            Ok(established) => established,
-            Err(fault) => return self.not_linked(&fault),
-        };
-        let Established { link, me, meta, hosts, listed, anchor, waited_for, witness } = established;
-        match &mut self.phase {
-            // It ended while we connected: the lease that was made runs out.
-            Phase::Left => return,
-            Phase::Joining { .. } => {
-                let Some(anchor) = anchor else { return self.disconnect("the incarnation has changed") };
-                if let Err(reason) = self.above_floor(meta, witness.revision) {
-                    self.disconnect(&reason);
-                    self.line = Line::Down { from: now + PAUSE_MAX };
-                    return;
-                }
-                tracing::info!(
-                    store = "etcd",
-                    incarnation = me.name,
-                    epoch_base = meta.epoch_base,
-                    "joined as a new incarnation"
-                );
-                let leased_until = anchor + believed(self.config.lease_ttl);
-                self.phase =
-                    Phase::Member(Member { me, meta, leased_until, beats: 0, beating: false, revoking: false });
-                self.next_beat = now + self.beat_interval();
-                self.report(Event::LeaseRenewed { until: leased_until });
-            }
-            Phase::Member(member) => {
-                if member.me.name != me.name {
-                    return self.disconnect("the incarnation has changed");
-                }
-                member.meta = meta;
-                // Most of the TTL may be gone in connecting.
-                self.next_beat = now;
-            }
-        }
-        self.witness = witness;
-        self.line = Line::Up(link);
-        self.pause = PAUSE_FIRST;
-        self.working();
-        self.hosts.list(hosts, listed, now);
-        self.reaper.somebody_died(now);
-        self.jobs.retry_now();
-        self.look_at_all_queued();
-        self.wake(waited_for);
-    }
-
-    fn not_linked(&mut self, fault: &Fault) {
-        match fault {
-            Fault::Unavailable(reason) | Fault::Ambiguous(reason) => {
-                self.disconnect(reason);
-                // Whoever waits for an answer has waited for an attempt.
-                self.fail_claims(reason);
-            }
-            Fault::LeaseGone | Fault::WentBack(_) => self.handle(fault),
-        }
-    }
-
-    /// After the cluster went back, epochs must not repeat.
-    fn above_floor(&self, meta: Meta, revision: i64) -> Result<(), String> {
-        let next = meta.epoch_base.saturating_add(revision.unsigned_abs());
-        if next > self.epoch_floor {
-            return Ok(());
-        }
-        let floor = self.epoch_floor;
-        Err(format!(
-            "the cluster went back to epoch {next}, and epochs up to {floor} were possible: nothing is granted; stop \
-             every host, set store.epoch_base to {} or more on all of them, and start them again",
-            floor.saturating_mul(2).min(Token::EPOCH_MAX.0 / 2)
-        ))
-    }
-
     pub(super) fn link(&self) -> Option<&Link> {
         match &self.line {
             Line::Up(link) => Some(link),
@@ -434,123 +285,6 @@ impl Worker {
         }
     }
 
-    /// Acts on a fault of a request.
-    pub(super) fn handle(&mut self, fault: &Fault) {
-        match fault {
-            Fault::Unavailable(reason) | Fault::Ambiguous(reason) => self.disconnect(reason),
-            Fault::LeaseGone => {
-                if let Phase::Member(member) = std::mem::replace(&mut self.phase, Phase::Joining { from: clock::now() })
-                {
-                    if member.revoking {
-                        // It is what we asked for.
-                        self.phase = Phase::Member(member);
-                        return self.left();
-                    }
-                    tracing::error!(
-                        store = "etcd",
-                        incarnation = member.me.name,
-                        "the lease is lost: no keepalive reached the cluster for its TTL, or somebody revoked it"
-                    );
-                    self.forget();
-                }
-                self.disconnect("the lease is gone");
-                self.line = Line::Down { from: clock::now() };
-            }
-            Fault::WentBack(reason) => self.went_back(reason),
-        }
-    }
-
-    /// All that anybody granted in the lost time, and what it remembered of lock delays, must have passed before we
-    /// grant anything from what is there now.
-    fn went_back(&mut self, reason: &str) {
-        let base = self.member().map_or(0, |member| member.meta.epoch_base);
-        self.epoch_floor = self.epoch_floor.max(base.saturating_add(self.witness.revision.unsigned_abs()));
-        let wait = self.config.lease_ttl + Duration::from_millis(self.largest_lock_delay_ms);
-        tracing::error!(
-            store = "etcd",
-            reason,
-            wait_ms = wait.as_millis(),
-            known_epoch = self.epoch_floor,
-            "the cluster was restored or replaced: nothing is granted until the wait is over"
-        );
-        let from = clock::now() + wait;
-        let was_member = matches!(std::mem::replace(&mut self.phase, Phase::Joining { from }), Phase::Member(_));
-        self.witness = Witness::default();
-        self.line = Line::Down { from };
-        if was_member {
-            self.forget();
-        }
-    }
-
-    /// What we had under the lost lease is nothing to us any more.
-    fn forget(&mut self) {
-        self.table = Table::default();
-        self.hosts = Hosts::default();
-        self.reaper = Reaper::default();
-        let jobs = std::mem::take(&mut self.jobs);
-        self.report(Event::LeaseLost);
-        for (key, claim) in jobs.claims() {
-            self.report(Event::Failed { key, claim, error: StoreError::Unavailable("the lease was lost".into()) });
-        }
-        self.answer_all("the lease was lost", StoreError::Unavailable);
-    }
-
-    /// Answers what waits without carrying it out: a yield has no object any more, nor has the end of a lease.
-    fn answer_all(&mut self, reason: &str, error: fn(String) -> StoreError) {
-        for operation in self.pending.take_all() {
-            match operation {
-                Operation::Claim { key, claim, .. } => {
-                    self.report(Event::Failed { key, claim, error: error(reason.to_owned()) });
-                }
-                Operation::Yield { .. } => {}
-                Operation::EndLease => {
-                    self.phase = Phase::Left;
-                    self.report(Event::LeaseEnded);
-                }
-            }
-        }
-    }
-
-    // The lease.
-
-    /// A write through the cluster's consensus, guarded by our key's being there. Keepalives of the lease in the cluster
-    /// are the connection's own business; nothing that we believe rests on them.
-    fn beat(&mut self, now: Instant) {
-        self.next_beat = now + self.beat_interval();
-        let ttl_ms = millis_up(self.config.lease_ttl);
-        let (Line::Up(_), Phase::Member(member)) = (&self.line, &mut self.phase) else { return };
-        if member.beating {
-            return;
-        }
-        member.beating = true;
-        member.beats += 1;
-        let (key, lease) = (self.layout.host(&member.me.name), member.me.lease);
-        let value = HostValue { ttl_ms, beat: member.beats };
-        let txn = Txn::new()
-            .when([Compare::create_revision(key.clone(), CompareOp::Equal, member.me.created)])
-            .and_then([TxnOp::put(key, json(&value), Some(PutOptions::new().with_lease(lease)))]);
-        self.send(txn, What::Beat { anchor: clock::now() });
-    }
-
-    fn beaten(&mut self, anchor: Instant, response: Result<TxnResponse, Fault>) -> Result<(), Fault> {
-        let until = anchor + believed(self.config.lease_ttl);
-        let Some(member) = self.member_mut() else { return Ok(()) };
-        member.beating = false;
-        if !response?.succeeded() {
-            return Err(Fault::LeaseGone);
-        }
-        // A late answer is older news.
-        if until > member.leased_until {
-            member.leased_until = until;
-            self.report(Event::LeaseRenewed { until });
-        }
-        Ok(())
-    }
-
-    fn beat_interval(&self) -> Duration {
-        self.config.lease_ttl / BEATS_PER_TTL
-    }
-
     /// Sends a transaction; what comes of it is a message.
     pub(super) fn send(&mut self, txn: Txn, what: What) {
         let Line::Up(link) = &self.line else { return };
@@ -606,56 +340,6 @@ impl Worker {
         Ok(())
     }
 
-    /// Ends the lease when everything is given up that was to be.
-    fn leave_if_done(&mut self, now: Instant) {
-        if !self.pending.only_the_end() || !self.jobs.is_empty() {
-            return;
-        }
-        let keys = self.table.to_leave(INTAKE, now);
-        if !keys.is_empty() {
-            for key in keys {
-                self.start(key, Want::Yield);
-            }
-            return self.pump(now);
-        }
-        let (Line::Up(link), Phase::Member(member)) = (&self.line, &mut self.phase) else { return };
-        if member.revoking {
-            return;
-        }
-        member.revoking = true;
-        let (mut client, name, lease) = (link.client.clone(), member.me.name.clone(), member.me.lease);
-        let (messages, timeout) = (self.messages.clone(), self.config.request_timeout);
-        tokio::spawn(async move {
-            let late = || Fault::Ambiguous(format!("no answer within {timeout:?}"));
-            let work = async { client.lease_revoke(lease).await.map_err(|error| Fault::of_write(&error)) };
-            let outcome = tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| Err(late())).map(|_| ());
-            let _ = messages.send(Message::Revoked { name, outcome });
-        });
-    }
-
-    fn revoked(&mut self, outcome: Result<(), Fault>) {
-        match outcome {
-            Ok(()) => self.left(),
-            Err(fault) => {
-                if let Some(member) = self.member_mut() {
-                    member.revoking = false;
-                }
-                self.handle(&fault);
-            }
-        }
-    }
-
-    fn left(&mut self) {
-        if let Some(member) = self.member() {
-            tracing::info!(store = "etcd", incarnation = member.me.name, "ended the lease");
-        }
-        self.phase = Phase::Left;
-        self.line = Line::Down { from: clock::now() };
-        self.table = Table::default();
-        self.pending.ended();
-        self.report(Event::LeaseEnded);
-    }
-
     // Small things.
 
     fn is(&self, name: &str) -> bool {
@@ -671,38 +355,19 @@ impl Worker {
         self.largest_lock_delay_ms = self.largest_lock_delay_ms.max(lock_delay_ms);
     }
 
-    fn working(&mut self) {
+    pub(super) fn working(&mut self) {
         if self.health == Health::Failing {
             tracing::info!(store = "etcd", "the store works again");
             self.health = Health::Working;
         }
     }
 
-    fn failing(&mut self, reason: &str) {
+    pub(super) fn failing(&mut self, reason: &str) {
         if self.health == Health::Working {
             tracing::warn!(store = "etcd", reason, "the store does not work; trying again");
             self.health = Health::Failing;
         }
     }
-}
-
-/// How long a lease is believed in: 2 % less than the TTL, for the 1 % by which either clock may be off.
-fn believed(ttl: Duration) -> Duration {
-    ttl * 98 / 100
-}
-
-/// Nobody guesses it, and it never comes again.
-fn random_name() -> Result<String, getrandom::Error> {
-    let mut bytes = [0_u8; 8];
-    getrandom::fill(&mut bytes)?;
-    Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
-}
-
-fn random_byte() -> u8 {
-    let mut byte = [0];
-    // Without randomness there is no jitter.
-    let _ = getrandom::fill(&mut byte);
-    u8::from_be_bytes(byte)
 }
 
 /// For people only.

@@ -1,0 +1,207 @@
+//! Our own liveness: beats, its loss, and its end in order.
+
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnResponse};
+use turnstile_core::Instant;
+
+use super::decide::{Want, millis_up};
+use super::hosts::Hosts;
+use super::layout::{HostValue, json};
+use super::line::Line;
+use super::link::{Fault, Meta, Witness};
+use super::reaper::Reaper;
+use super::table::Table;
+use super::txn::Me;
+use super::worker::{Message, Phase, What, Worker};
+use crate::clock;
+use crate::store::{Event, Operation, StoreError};
+
+/// Beats per TTL: four may fail in a row.
+const BEATS_PER_TTL: u32 = 5;
+/// Keys that are given up at once when leaving.
+const LEAVE_MAX: usize = 256;
+
+/// A registered incarnation.
+#[derive(Clone)]
+pub(super) struct Member {
+    pub(super) me: Me,
+    pub(super) meta: Meta,
+    /// Believes in its lease until then.
+    pub(super) leased_until: Instant,
+    pub(super) beats: u64,
+    pub(super) beating: bool,
+    pub(super) revoking: bool,
+}
+
+impl Worker {
+    /// A write through the cluster's consensus, guarded by our key's being there. Keepalives of the lease in the cluster
+    /// are the connection's own business; nothing that we believe rests on them.
+    pub(super) fn beat(&mut self, now: Instant) {
+        self.next_beat = now + self.beat_interval();
+        let ttl_ms = millis_up(self.config.lease_ttl);
+        let (Line::Up(_), Phase::Member(member)) = (&self.line, &mut self.phase) else { return };
+        if member.beating {
+            return;
+        }
+        member.beating = true;
+        member.beats += 1;
+        let (key, lease) = (self.layout.host(&member.me.name), member.me.lease);
+        let value = HostValue { ttl_ms, beat: member.beats };
+        let txn = Txn::new()
+            .when([Compare::create_revision(key.clone(), CompareOp::Equal, member.me.created)])
+            .and_then([TxnOp::put(key, json(&value), Some(PutOptions::new().with_lease(lease)))]);
+        self.send(txn, What::Beat { anchor: clock::now() });
+    }
+
+    pub(super) fn beaten(&mut self, anchor: Instant, response: Result<TxnResponse, Fault>) -> Result<(), Fault> {
+        let until = anchor + believed(self.config.lease_ttl);
+        let Some(member) = self.member_mut() else { return Ok(()) };
+        member.beating = false;
+        if !response?.succeeded() {
+            return Err(Fault::LeaseGone);
+        }
+        // A late answer is older news.
+        if until > member.leased_until {
+            member.leased_until = until;
+            self.report(Event::LeaseRenewed { until });
+        }
+        Ok(())
+    }
+
+    pub(super) fn beat_interval(&self) -> Duration {
+        self.config.lease_ttl / BEATS_PER_TTL
+    }
+
+    /// Ends the lease when everything is given up that was to be.
+    pub(super) fn leave_if_done(&mut self, now: Instant) {
+        if !self.pending.only_the_end() || !self.jobs.is_empty() {
+            return;
+        }
+        let keys = self.table.to_leave(LEAVE_MAX, now);
+        if !keys.is_empty() {
+            for key in keys {
+                self.start(key, Want::Yield);
+            }
+            return self.pump(now);
+        }
+        let (Line::Up(link), Phase::Member(member)) = (&self.line, &mut self.phase) else { return };
+        if member.revoking {
+            return;
+        }
+        member.revoking = true;
+        let (mut client, name, lease) = (link.client.clone(), member.me.name.clone(), member.me.lease);
+        let (messages, timeout) = (self.messages.clone(), self.config.request_timeout);
+        tokio::spawn(async move {
+            let late = || Fault::Ambiguous(format!("no answer within {timeout:?}"));
+            let work = async { client.lease_revoke(lease).await.map_err(|error| Fault::of_write(&error)) };
+            let outcome = tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| Err(late())).map(|_| ());
+            let _ = messages.send(Message::Revoked { name, outcome });
+        });
+    }
+
+    pub(super) fn revoked(&mut self, outcome: Result<(), Fault>) {
+        match outcome {
+            Ok(()) => self.left(),
+            Err(fault) => {
+                if let Some(member) = self.member_mut() {
+                    member.revoking = false;
+                }
+                self.handle(&fault);
+            }
+        }
+    }
+
+    pub(super) fn left(&mut self) {
+        if let Some(member) = self.member() {
+            tracing::info!(store = "etcd", incarnation = member.me.name, "ended the lease");
+        }
+        self.phase = Phase::Left;
+        self.line = Line::Down { from: clock::now() };
+        self.table = Table::default();
+        self.pending.ended();
+        self.report(Event::LeaseEnded);
+    }
+
+    /// Acts on a fault of a request.
+    pub(super) fn handle(&mut self, fault: &Fault) {
+        match fault {
+            Fault::Unavailable(reason) | Fault::Ambiguous(reason) => self.disconnect(reason),
+            Fault::LeaseGone => {
+                if let Phase::Member(member) = std::mem::replace(&mut self.phase, Phase::Joining { from: clock::now() })
+                {
+                    if member.revoking {
+                        // It is what we asked for.
+                        self.phase = Phase::Member(member);
+                        return self.left();
+                    }
+                    tracing::error!(
+                        store = "etcd",
+                        incarnation = member.me.name,
+                        "the lease is lost: no keepalive reached the cluster for its TTL, or somebody revoked it"
+                    );
+                    self.forget();
+                }
+                self.disconnect("the lease is gone");
+                self.line = Line::Down { from: clock::now() };
+            }
+            Fault::WentBack(reason) => self.went_back(reason),
+        }
+    }
+
+    /// All that anybody granted in the lost time, and what it remembered of lock delays, must have passed before we
+    /// grant anything from what is there now.
+    pub(super) fn went_back(&mut self, reason: &str) {
+        let base = self.member().map_or(0, |member| member.meta.epoch_base);
+        self.epoch_floor = self.epoch_floor.max(base.saturating_add(self.witness.revision.unsigned_abs()));
+        let wait = self.config.lease_ttl + Duration::from_millis(self.largest_lock_delay_ms);
+        tracing::error!(
+            store = "etcd",
+            reason,
+            wait_ms = wait.as_millis(),
+            known_epoch = self.epoch_floor,
+            "the cluster was restored or replaced: nothing is granted until the wait is over"
+        );
+        let from = clock::now() + wait;
+        let was_member = matches!(std::mem::replace(&mut self.phase, Phase::Joining { from }), Phase::Member(_));
+        self.witness = Witness::default();
+        self.line = Line::Down { from };
+        if was_member {
+            self.forget();
+        }
+    }
+
+    /// What we had under the lost lease is nothing to us any more.
+    pub(super) fn forget(&mut self) {
+        self.table = Table::default();
+        self.hosts = Hosts::default();
+        self.reaper = Reaper::default();
+        let jobs = std::mem::take(&mut self.jobs);
+        self.report(Event::LeaseLost);
+        for (key, claim) in jobs.claims() {
+            self.report(Event::Failed { key, claim, error: StoreError::Unavailable("the lease was lost".into()) });
+        }
+        self.answer_all("the lease was lost", StoreError::Unavailable);
+    }
+
+    /// Answers what waits without carrying it out: a yield has no object any more, nor has the end of a lease.
+    pub(super) fn answer_all(&mut self, reason: &str, error: fn(String) -> StoreError) {
+        for operation in self.pending.take_all() {
+            match operation {
+                Operation::Claim { key, claim, .. } => {
+                    self.report(Event::Failed { key, claim, error: error(reason.to_owned()) });
+                }
+                Operation::Yield { .. } => {}
+                Operation::EndLease => {
+                    self.phase = Phase::Left;
+                    self.report(Event::LeaseEnded);
+                }
+            }
+        }
+    }
+}
+
+/// How long a lease is believed in: 2 % less than the TTL, for the 1 % by which either clock may be off.
+pub(super) fn believed(ttl: Duration) -> Duration {
+    ttl * 98 / 100
+}
