@@ -24,6 +24,8 @@ pub struct Link {
     /// Connect here to reach the other side.
     pub address: SocketAddr,
     weather: watch::Sender<Weather>,
+    /// How many connections there are.
+    open: watch::Sender<usize>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
@@ -36,13 +38,20 @@ impl Link {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port can be bound");
         let address = listener.local_addr().expect("a listener has an address");
         let weather = watch::Sender::new(Weather::Fair);
-        let accepting = tokio::spawn(accept(listener, target, weather.subscribe()));
-        Self { address, weather, accepting }
+        let open = watch::Sender::new(0);
+        let accepting = tokio::spawn(accept(listener, target, weather.subscribe(), open.clone()));
+        Self { address, weather, open, accepting }
     }
 
     /// Closes every connection, and new ones at once.
     pub fn cut(&self) {
         self.weather.send_replace(Weather::Cut);
+    }
+
+    /// As [`Link::cut`], and waits until all are closed.
+    pub async fn cut_all(&self) {
+        self.cut();
+        let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
     }
 
     /// Lets nothing pass from now on, while connections stay open.
@@ -67,9 +76,19 @@ impl Drop for Link {
     }
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, weather: watch::Receiver<Weather>) {
+async fn accept(
+    listener: TcpListener,
+    target: SocketAddr,
+    weather: watch::Receiver<Weather>,
+    open: watch::Sender<usize>,
+) {
     while let Ok((near, _)) = listener.accept().await {
-        tokio::spawn(relay(near, target, weather.clone()));
+        open.send_modify(|open| *open += 1);
+        let (weather, open) = (weather.clone(), open.clone());
+        tokio::spawn(async move {
+            relay(near, target, weather).await;
+            open.send_modify(|open| *open -= 1);
+        });
     }
 }
 
