@@ -35,7 +35,7 @@ worked, whether or not the ratios to reach are reached.
                    hot-two-hosts, hot-three-hosts, hand-over, owned-keys; may be repeated
   --nodes N        members of etcd, all on this machine (1)
   --connections N  connections to etcd that the lock service's clients share (1)
-  --sessions N     sessions that the clients of one host share (1)
+  --sessions N     sessions that the clients of one host share (4)
 ";
 
 /// How to measure.
@@ -56,7 +56,7 @@ pub async fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
 }
 
 async fn run(arguments: impl Iterator<Item = String>) -> Result<(), Fault> {
-    let (mut nodes, mut connections, mut sessions) = (1, 1, 1);
+    let (mut nodes, mut connections, mut sessions) = (1, 1, 4);
     let flags = Flags::parse(arguments, |flag, value| {
         let count: &mut usize = match flag {
             "--nodes" => &mut nodes,
@@ -88,7 +88,7 @@ async fn measure(plan: Plan) -> Result<(), Fault> {
             eprintln!("{}", measured[before..].iter().map(Measured::to_string).collect::<Vec<_>>().join("; "));
         }
     }
-    let report = Report { commit: program::commit(), plan, machine, measured };
+    let report = Report { commit: program::commit(), etcd: etcd_version(), plan, machine, measured };
     program::leave("etcd", &report.markdown(), &report.json())
 }
 
@@ -132,7 +132,7 @@ async fn start(plan: &Plan) -> Etcd {
 }
 
 /// As `etcd --version` tells it.
-pub fn etcd_version() -> String {
+fn etcd_version() -> String {
     let line = first_line(&artifacts::etcd(), &["--version"]);
     line.strip_prefix("etcd Version: ").unwrap_or(&line).to_owned()
 }

@@ -15,6 +15,8 @@ use crate::bench::machine::Machine;
 pub struct Report {
     /// Of which version.
     pub commit: String,
+    /// The version of etcd.
+    pub etcd: String,
     /// How it was measured.
     pub plan: Plan,
     /// Where it ran.
@@ -84,10 +86,7 @@ impl Report {
              key if it is one, else of the same client.\n\
              - {processor}, {cores} cores, Linux {kernel}; a durable write takes {durable_write_us} us; commit {}. CPU \
              used by other programs during the windows, in cores: {others}\n",
-            super::etcd_version(),
-            flags.rounds,
-            flags.seconds,
-            self.commit,
+            self.etcd, flags.rounds, flags.seconds, self.commit,
         );
     }
 
@@ -213,7 +212,7 @@ impl Report {
         json!({
             "commit": self.commit,
             "machine": self.machine,
-            "etcd": super::etcd_version(),
+            "etcd": self.etcd,
             "rounds": self.plan.flags.rounds,
             "seconds": self.plan.flags.seconds,
             "nodes": self.plan.nodes,
@@ -269,4 +268,70 @@ impl Report {
 
 fn verdict(reached: bool) -> &'static str {
     if reached { "reached" } else { "NOT REACHED" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::program::{Flags, Rows};
+
+    #[test]
+    fn ratios_are_taken_within_a_round_and_compared_with_the_bar() {
+        // The second round was slow for both sides.
+        let report = report("hot-16", &[(100.0, 12_000.0), (10.0, 900.0), (100.0, 11_000.0)]);
+        let ratio = report.ratio(&report.loads().next().unwrap()).unwrap();
+        assert_eq!(ratio, Spread { median: 110.0, min: 90.0, max: 120.0 });
+        let text = report.markdown();
+        assert!(text.contains("| 110 [90 .. 120] | >= 100 | reached |"), "{text}");
+        assert_eq!(report.json()["ratios"][0]["reached"], json!(true));
+    }
+
+    #[test]
+    fn a_bar_that_is_missed_is_said_to_be_and_one_that_is_not_there_is_not_made_up() {
+        let report_of = |row| report(row, &[(100.0, 79.0)]);
+        let missed = report_of("fresh-16");
+        assert!(missed.markdown().contains("| 0.79 | >= 0.8 | NOT REACHED |"), "{}", missed.markdown());
+        assert_eq!(missed.json()["ratios"][0]["reached"], json!(false));
+        let without = report_of("hot-1");
+        assert!(without.markdown().contains("| 0.79 | - |  |"), "{}", without.markdown());
+        assert_eq!(without.json()["ratios"][0]["reached"], Value::Null);
+        assert!(!without.markdown().contains("hand-over, in writes"), "it was not measured");
+    }
+
+    #[test]
+    fn hand_overs_are_counted_in_writes() {
+        let mut report = report("hot-1", &[]);
+        for (p50_us, write_p50_us) in [(900.0, 300.0), (1_000.0, 400.0), (4_000.0, 1_000.0)] {
+            let (p99_us, write_p99_us) = (9_000.0, 5_000.0);
+            report.measured.push(Measured::HandOver(hand_over::Sample { p50_us, p99_us, write_p50_us, write_p99_us }));
+        }
+        assert!(
+            report.markdown().contains("3.00 [2.50 .. 4.00] (to reach: at most 3): reached"),
+            "{}",
+            report.markdown()
+        );
+        assert_eq!(report.json()["hand_over"]["reached"], json!(true));
+    }
+
+    /// Of one row, with cycles per second of the lock service and of Turnstile in each round.
+    fn report(row: &str, rounds: &[(f64, f64)]) -> Report {
+        let row = *Row::ALL.iter().find(|other| other.name() == row).unwrap();
+        let Row::Cycles(load) = row else { panic!("{row:?} has no cycles") };
+        let window = |round, side, cycles_per_s| {
+            let [p50_us, p99_us, hosts_us, etcd_us, load_us] = [1.0, 2.0, 3.0, 4.0, 5.0];
+            let sample = Sample { cycles_per_s, p50_us, p99_us, hosts_us, etcd_us, load_us, others_cores: 0.0 };
+            Measured::Cycles { load, round, side, sample }
+        };
+        let both = (1..).zip(rounds).flat_map(|(round, &(theirs, ours))| {
+            [window(round, Side::LockService, theirs), window(round, Side::Turnstile, ours)]
+        });
+        let flags = Flags { rounds: u32::try_from(rounds.len()).unwrap(), seconds: 4, rows: vec![row] };
+        Report {
+            commit: String::new(),
+            etcd: String::new(),
+            plan: Plan { flags, nodes: 1, connections: 1, sessions: 4 },
+            machine: Machine { kernel: String::new(), processor: String::new(), cores: 2, durable_write_us: 100 },
+            measured: both.collect(),
+        }
+    }
 }

@@ -11,6 +11,8 @@ pub struct Tally {
     last: RefCell<Vec<Instant>>,
     /// From each release to the next grant of its lane, since the window began.
     took: RefCell<Vec<Duration>>,
+    /// Nobody shall ask again.
+    over: Cell<bool>,
     /// Why the load came to an end.
     fault: Cell<Option<String>>,
 }
@@ -21,6 +23,7 @@ impl Tally {
         Self {
             last: RefCell::new(vec![Instant::now(); load.contenders]),
             took: RefCell::default(),
+            over: Cell::default(),
             fault: Cell::default(),
         }
     }
@@ -29,6 +32,16 @@ impl Tally {
     pub fn passed(&self, lane: usize, now: Instant) {
         let last = std::mem::replace(&mut self.last.borrow_mut()[lane], now);
         self.took.borrow_mut().push(now.saturating_duration_since(last));
+    }
+
+    /// Tells the contenders to come to an end.
+    pub fn end(&self) {
+        self.over.set(true);
+    }
+
+    /// Whether they shall.
+    pub fn is_over(&self) -> bool {
+        self.over.get()
     }
 
     /// A contender cannot go on.
