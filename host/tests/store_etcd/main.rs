@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod access;
+mod chaos;
 mod cluster;
 #[path = "../conformance/mod.rs"]
 mod conformance;

@@ -96,6 +96,7 @@ async fn a_claim_that_landed_unheard_and_is_wanted_no_more_is_undone() {
     a.claim(&other, DELAY);
     scene.until_record("t/account", |record| record.is_some()).await;
     a.failed(&account).await;
+    a.failed(&other).await;
     scene.link.cut_all().await;
     a.give_up(&account);
     scene.link.heal();
@@ -165,7 +166,12 @@ async fn claims_that_are_cut_in_the_middle_all_succeed_once() {
     }
     a.gained(&keys[0]).await;
     scene.link.deafen();
-    scene.until_record(&format!("t/{}", MANY - 1), |record| record.is_some()).await;
+    until("a claim to land unheard", PATIENCE, async || {
+        let landed = scene.etcd.keys(&scene.place.named("keys/")).await.len();
+        let heard = 1 + a.count(|event| matches!(event, Event::Gained { .. }));
+        (landed > heard || landed == MANY).then_some(())
+    })
+    .await;
     scene.link.cut_all().await;
     scene.link.heal();
     for key in &keys[1..] {

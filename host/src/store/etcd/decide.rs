@@ -73,10 +73,10 @@ impl Circumstances<'_> {
 
     fn claim(&self, lock_delay_ms: u64, new_epoch: bool, entry: Option<&Entry>, seen: Option<&Seen>) -> Step {
         match (entry, seen) {
-            (Some(Entry::Owned(owned)), None) => self.raise(owned.revision, &owned.value, lock_delay_ms, owned),
+            (Some(Entry::Owned(owned)), None) => self.raise(owned.revision, owned.lock_delay_ms, lock_delay_ms, owned),
             (Some(Entry::Owned(owned)), Some(seen)) => match self.ours(seen) {
                 // An earlier raise landed although we were not told.
-                Some(record) => self.raise(record.revision, &record.value, lock_delay_ms, owned),
+                Some(record) => self.raise(record.revision, record.value.lock_delay_ms, lock_delay_ms, owned),
                 None => Step::Lost,
             },
             (None, None) => Step::Write(Write::Create { record: self.record(lock_delay_ms, 0) }),
@@ -94,14 +94,10 @@ impl Circumstances<'_> {
     }
 
     /// The record goes on under a new epoch.
-    fn raise(&self, revision: i64, value: &RecordValue, lock_delay_ms: u64, owned: &Owned) -> Step {
+    fn raise(&self, revision: i64, promised_ms: u64, lock_delay_ms: u64, owned: &Owned) -> Step {
         let inherited_ms = millis_up(owned.quarantined_until.saturating_since(self.now));
-        let record = RecordValue {
-            lock_delay_ms: value.lock_delay_ms.max(lock_delay_ms),
-            inherited_ms,
-            ttl_ms: millis_up(self.ttl),
-            ..value.clone()
-        };
+        let record = self.record(promised_ms.max(lock_delay_ms), inherited_ms);
+        let record = RecordValue { since_unix_s: owned.since_unix_s, ..record };
         Step::Write(Write::Raise { revision, record })
     }
 
@@ -291,7 +287,8 @@ mod tests {
     }
 
     fn owned(quarantined_until: Instant, told: Told) -> Option<Entry> {
-        Some(Entry::Owned(Owned { revision: 33, value: value("me", 1_000, 500), quarantined_until, told }))
+        let (revision, lock_delay_ms, since_unix_s) = (33, 1_000, 7);
+        Some(Entry::Owned(Owned { revision, lock_delay_ms, since_unix_s, quarantined_until, told, swept: 0 }))
     }
 
     #[test]

@@ -59,6 +59,10 @@ impl Jobs {
         self.by_key.is_empty()
     }
 
+    pub(super) fn has(&self, key: &LockKey) -> bool {
+        self.by_key.contains_key(key)
+    }
+
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }
@@ -144,13 +148,15 @@ impl Worker {
                     }
                 }
                 Some(Entry::Queued(_)) => self.start(key, Want::Look),
-                // A record that the table does not know: a write landed that was given up long ago.
-                Some(Entry::Unsure) | None => {
-                    self.table.set(key.clone(), Entry::Unsure);
-                    self.start(key, Want::Yield);
-                }
+                Some(Entry::Unsure) | None => self.give_back(key),
             }
         }
+    }
+
+    /// There may be a record, or a place, that the table does not know: a write landed that was given up long ago.
+    pub(super) fn give_back(&mut self, key: LockKey) {
+        self.table.set(key.clone(), Entry::Unsure);
+        self.start(key, Want::Yield);
     }
 
     /// Somebody died: whose turn is it now?
@@ -288,8 +294,7 @@ impl Worker {
                 }
             }
             Step::KeptForQuarantine { record, quarantined_until } => {
-                let (revision, value) = (record.revision, record.value);
-                let owned = Owned { revision, value, quarantined_until, told: Told::GivenUp };
+                let owned = self.owned(record.revision, &record.value, quarantined_until, Told::GivenUp);
                 self.table.set(key.clone(), Entry::Owned(owned));
                 self.finish(&key);
             }
@@ -329,8 +334,14 @@ impl Worker {
         } else {
             Told::Gained
         };
-        self.table.set(key.clone(), Entry::Owned(Owned { revision, value, quarantined_until, told }));
+        let owned = self.owned(revision, &value, quarantined_until, told);
+        self.table.set(key.clone(), Entry::Owned(owned));
         self.finish(&key);
+    }
+
+    fn owned(&self, revision: i64, value: &RecordValue, quarantined_until: Instant, told: Told) -> Owned {
+        let RecordValue { lock_delay_ms, since_unix_s, .. } = *value;
+        Owned { revision, lock_delay_ms, since_unix_s, quarantined_until, told, swept: self.sweep.pass() }
     }
 
     fn queue(&mut self, key: &LockKey, claim: ClaimId, lock_delay_ms: u64) {

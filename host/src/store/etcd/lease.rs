@@ -11,6 +11,7 @@ use super::layout::{HostValue, json};
 use super::line::Line;
 use super::link::{Fault, Meta, Witness};
 use super::reaper::Reaper;
+use super::sweep::Sweep;
 use super::table::Table;
 use super::txn::Me;
 use super::worker::{Message, Phase, What, Worker};
@@ -66,6 +67,7 @@ impl Worker {
             member.leased_until = until;
             self.report(Event::LeaseRenewed { until });
         }
+        self.sweep();
         Ok(())
     }
 
@@ -176,6 +178,7 @@ impl Worker {
         self.table = Table::default();
         self.hosts = Hosts::default();
         self.reaper = Reaper::default();
+        self.sweep = Sweep::default();
         let jobs = std::mem::take(&mut self.jobs);
         self.report(Event::LeaseLost);
         for (key, claim) in jobs.claims() {

@@ -18,6 +18,7 @@ mod lease;
 mod line;
 mod link;
 mod reaper;
+mod sweep;
 mod table;
 mod txn;
 mod worker;

@@ -5,8 +5,6 @@ use std::ops::Bound;
 
 use turnstile_core::{ClaimId, Instant, LockKey};
 
-use super::layout::RecordValue;
-
 /// A key that we own, or are queued for, or may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
@@ -20,9 +18,12 @@ pub(super) enum Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Owned {
     pub(super) revision: i64,
-    pub(super) value: RecordValue,
+    pub(super) lock_delay_ms: u64,
+    pub(super) since_unix_s: u64,
     pub(super) quarantined_until: Instant,
     pub(super) told: Told,
+    /// The last pass of the sweep in which it was there.
+    pub(super) swept: u32,
 }
 
 /// What the driver believes about a record.
@@ -89,6 +90,19 @@ impl Table {
             }
             _ => false,
         }
+    }
+
+    /// The sweep saw the record as we know it.
+    pub(super) fn swept(&mut self, key: &LockKey, pass: u32) {
+        if let Some(Entry::Owned(owned)) = self.keys.get_mut(key) {
+            owned.swept = pass;
+        }
+    }
+
+    /// Up to `count` records that were not there in this pass of the sweep.
+    pub(super) fn unswept(&self, pass: u32, count: usize) -> Vec<LockKey> {
+        let missed = |entry: &Entry| matches!(entry, Entry::Owned(owned) if owned.swept != pass);
+        self.keys.iter().filter(|(_, entry)| missed(entry)).take(count).map(|(key, _)| key.clone()).collect()
     }
 
     /// Keys that we are queued for.
