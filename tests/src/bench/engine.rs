@@ -9,7 +9,7 @@ use self::load::Sample;
 use self::row::Row;
 use self::table::Table;
 use super::Fault;
-use super::machine::Machine;
+use super::machine::{self, Machine, Pinned};
 use super::program::{self, Flags};
 
 pub mod alone;
@@ -56,18 +56,19 @@ async fn run(arguments: impl Iterator<Item = String>) -> Result<(), Fault> {
 }
 
 async fn measure(plan: &Flags<Row>, alone: Alone) -> Result<(), Fault> {
-    let machine = Machine::look(&std::env::temp_dir())?;
-    let cores = load::Cores::take()?;
+    let looked_at = Machine::look(&std::env::temp_dir())?;
+    let [core, own] = machine::two_cores()?;
+    let _pinned = Pinned::to(own)?;
     let mut samples: Vec<(Row, Sample)> = Vec::new();
     for round in 1..=plan.rounds {
         for &row in &plan.rows {
             eprint!("round {round} of {}: {} ... ", plan.rounds, row.title());
-            let sample = load::measure(row, &cores, Duration::from_secs(plan.seconds)).await?;
+            let sample = load::measure(row, core, Duration::from_secs(plan.seconds)).await?;
             eprintln!("{:.0} cycles/s, {:.1} us of the host's core each", sample.cycles_per_s, sample.host_us);
             samples.push((row, sample));
         }
     }
     let commit = program::commit();
-    let table = Table { rounds: plan.rounds, seconds: plan.seconds, commit, machine, alone, samples };
+    let table = Table { rounds: plan.rounds, seconds: plan.seconds, commit, machine: looked_at, alone, samples };
     program::leave("engine", &table.markdown(), &table.json())
 }

@@ -34,9 +34,16 @@ worked, whether or not the ratios to reach are reached.
   --only ROW       only this row: keys-16, keys-64, fresh-16, fresh-64, fresh-given-up, hot-1, hot-16, hot-256,
                    hot-two-hosts, hot-three-hosts, hand-over, owned-keys; may be repeated
   --nodes N        members of etcd, all on this machine (1)
-  --connections N  connections to etcd that the lock service's clients share (1)
+  --connections N  connections to etcd that the lock service's clients share (in each row, with which of 1, 4 and 16 it
+                   makes most cycles in a trial)
   --sessions N     sessions that the clients of one host share (4)
 ";
+
+/// What is tried for the lock service.
+const CONNECTIONS: [usize; 3] = [1, 4, 16];
+
+/// Length of a window in a trial.
+const TRIAL: Duration = Duration::from_secs(2);
 
 /// How to measure.
 pub struct Plan {
@@ -44,8 +51,8 @@ pub struct Plan {
     pub flags: Flags<Row>,
     /// Members of etcd.
     pub nodes: usize,
-    /// Connections to etcd that the lock service's clients share.
-    pub connections: usize,
+    /// Connections to etcd that the lock service's clients share; `None` if that has to be tried.
+    pub connections: Option<usize>,
     /// Sessions that the clients of one host share.
     pub sessions: usize,
 }
@@ -56,15 +63,15 @@ pub async fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
 }
 
 async fn run(arguments: impl Iterator<Item = String>) -> Result<(), Fault> {
-    let (mut nodes, mut connections, mut sessions) = (1, 1, 4);
+    let (mut nodes, mut connections, mut sessions) = (1, None, 4);
     let flags = Flags::parse(arguments, |flag, value| {
-        let count: &mut usize = match flag {
-            "--nodes" => &mut nodes,
-            "--connections" => &mut connections,
-            "--sessions" => &mut sessions,
+        let mut count = || value().and_then(|text| Ok(number(flag, &text)? as usize));
+        match flag {
+            "--nodes" => nodes = count()?,
+            "--connections" => connections = Some(count()?),
+            "--sessions" => sessions = count()?,
             _ => return Ok(false),
-        };
-        *count = number(flag, &value()?)? as usize;
+        }
         Ok(true)
     })?;
     match flags {
@@ -78,13 +85,14 @@ async fn run(arguments: impl Iterator<Item = String>) -> Result<(), Fault> {
 
 async fn measure(plan: Plan) -> Result<(), Fault> {
     let machine = Machine::look(&std::env::temp_dir())?;
+    let shared = try_connections(&plan).await?;
     let mut measured = Vec::new();
     for round in 1..=plan.flags.rounds {
         let etcd = start(&plan).await;
-        for (number, &row) in (1..).zip(&plan.flags.rows) {
+        for (number, (&row, &connections)) in (1..).zip(plan.flags.rows.iter().zip(&shared)) {
             eprint!("round {round} of {}: {} ... ", plan.flags.rounds, row.title());
             let before = measured.len();
-            measure_row(&plan, row, (round, number), &etcd, &mut measured).await?;
+            measure_row(&plan, (row, connections), (round, number), &etcd, &mut measured).await?;
             eprintln!("{}", measured[before..].iter().map(Measured::to_string).collect::<Vec<_>>().join("; "));
         }
     }
@@ -92,9 +100,40 @@ async fn measure(plan: Plan) -> Result<(), Fault> {
     program::leave("etcd", &report.markdown(), &report.json())
 }
 
+/// With how many connections the lock service does best, for each row.
+async fn try_connections(plan: &Plan) -> Result<Vec<usize>, Fault> {
+    let etcd = start(plan).await;
+    let (mut best, mut number) = (Vec::new(), 0);
+    for row in &plan.flags.rows {
+        let candidates = match (plan.connections, row) {
+            (Some(connections), _) => vec![connections],
+            (None, Row::Cycles(load)) => CONNECTIONS.into_iter().filter(|count| *count <= load.contenders).collect(),
+            (None, Row::HandOver | Row::OwnedKeys) => vec![1],
+        };
+        let mut tried = Vec::new();
+        if let (Row::Cycles(load), [_, _, ..]) = (row, &candidates[..]) {
+            eprint!("trying connections for the lock service: {} ... ", load.title);
+            for &connections in &candidates {
+                number += 1;
+                let sample = cycles::measure(&etcd, (load, Side::LockService), number, connections, TRIAL).await?;
+                tried.push(sample.cycles_per_s);
+            }
+            eprintln!("{candidates:?} make {tried:.0?} cycles/s");
+        }
+        let (_, connections) = tried
+            .into_iter()
+            .chain([0.0])
+            .zip(&candidates)
+            .max_by(|one, other| one.0.total_cmp(&other.0))
+            .unwrap_or((0.0, &1));
+        best.push(*connections);
+    }
+    Ok(best)
+}
+
 async fn measure_row(
     plan: &Plan,
-    row: Row,
+    (row, connections): (Row, usize),
     (round, number): (u32, u32),
     etcd: &Etcd,
     measured: &mut Vec<Measured>,
@@ -102,11 +141,11 @@ async fn measure_row(
     match row {
         Row::Cycles(load) => {
             let window = Duration::from_secs(plan.flags.seconds);
-            for (side, connections, number) in
-                [(Side::LockService, plan.connections, 2 * number), (Side::Turnstile, plan.sessions, 2 * number + 1)]
+            for (side, shared, number) in
+                [(Side::LockService, connections, 2 * number), (Side::Turnstile, plan.sessions, 2 * number + 1)]
             {
-                let sample = cycles::measure(etcd, (&load, side), number, connections, window).await?;
-                measured.push(Measured::Cycles { load, round, side, sample });
+                let sample = cycles::measure(etcd, (&load, side), number, shared, window).await?;
+                measured.push(Measured::Cycles { load, round, side, shared, sample });
             }
         }
         Row::HandOver => measured.push(Measured::HandOver(hand_over::measure(etcd, 2 * number).await?)),

@@ -180,7 +180,7 @@ client with a lease) and of release hosts on the same etcd, which writes to the 
 never seen before, one key with 1, 16 and 256 clients, and one key wanted at two and three hosts. Then how long a key
 takes from one host to another, beside one write to etcd; and what 100,000 owned keys weigh and ask of etcd, at rest and
 when their owner dies. Prints one table with the bars to reach, and succeeds whether or not they are reached. Gets etcd
-if it is missing. Takes about twelve minutes and a build; keep the machine otherwise idle. Leaves the table in
+if it is missing. Takes about fifteen minutes and a build; keep the machine otherwise idle. Leaves the table in
 target/bench/etcd.md and every window in etcd.json.
 
   --rounds N       how often every row is measured, each round on a new etcd; owned-keys is measured once (5)
@@ -188,6 +188,7 @@ target/bench/etcd.md and every window in etcd.json.
   --only ROW       only this row: keys-16, keys-64, fresh-16, fresh-64, fresh-given-up, hot-1, hot-16, hot-256,
                    hot-two-hosts, hot-three-hosts, hand-over, owned-keys; may be repeated
   --nodes N        members of etcd, all on this machine (1)
-  --connections N  connections to etcd that the lock service's clients share (1)
+  --connections N  connections to etcd that the lock service's clients share (in each row, with which of 1, 4 and 16 it
+                   makes most cycles in a trial)
   --sessions N     sessions that the clients of one host share (4)
 ";

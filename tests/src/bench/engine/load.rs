@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
@@ -19,12 +18,6 @@ const WARM_UP_MAX: Duration = Duration::from_secs(60);
 
 /// How long the load runs before a window, once every key is the host's.
 const SETTLING: Duration = Duration::from_millis(500);
-
-/// The cores of a measurement.
-pub struct Cores {
-    host: usize,
-    others_before: CpuSet,
-}
 
 /// The figures of one window.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -39,30 +32,6 @@ pub struct Sample {
     pub load_cores: f64,
     /// CPU that other programs on the machine used meanwhile, in cores. About: it is what is left over.
     pub others_cores: f64,
-}
-
-impl Cores {
-    /// Takes two cores, one for the host and one for this thread, which the load runs on.
-    ///
-    /// # Errors
-    /// If there are no two.
-    pub fn take() -> Result<Self, Fault> {
-        let no_cores = || Fault::Machine("two cores are needed, one for the host and one for the load".to_owned());
-        let allowed = sched_getaffinity(None).map_err(|_| no_cores())?;
-        let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
-        let (Some(host), Some(load)) = (cores.next(), cores.next()) else { return Err(no_cores()) };
-        let mut own = CpuSet::new();
-        own.set(load);
-        sched_setaffinity(None, &own).map_err(|_| no_cores())?;
-        Ok(Self { host, others_before: allowed })
-    }
-}
-
-impl Drop for Cores {
-    fn drop(&mut self) {
-        // Nothing depends on it any more if it fails.
-        let _ = sched_setaffinity(None, &self.others_before);
-    }
 }
 
 /// What the sessions of a window share.
@@ -91,18 +60,18 @@ impl Used {
     }
 }
 
-/// Measures one window on a new host.
+/// Measures one window on a new host, which gets `core` for itself.
 ///
 /// # Errors
 /// If a session fails, or a request is not granted.
-pub async fn measure(row: Row, cores: &Cores, window: Duration) -> Result<Sample, Fault> {
+pub async fn measure(row: Row, core: usize, window: Duration) -> Result<Sample, Fault> {
     let host = Host::start(&HostConfig {
         // As shipped, but that no key is given up while others are being claimed.
         ttl_ms: 4_000,
         heartbeat_ms: 1_000,
         lease_ms: 5_000,
         more: "[ownership]\nidle = \"1h\"".to_owned(),
-        core: Some(cores.host),
+        core: Some(core),
         ..HostConfig::default()
     })
     .await;

@@ -62,7 +62,8 @@ struct Used {
     all: Duration,
 }
 
-/// Measures one window. `number` is of no other window on this etcd.
+/// Measures one window. `number` is of no other window on this etcd; `shared` says how many connections to etcd the
+/// clients of the lock service share, or how many sessions those of one host.
 ///
 /// # Errors
 /// If a contender is not granted what it asks for.
@@ -70,18 +71,22 @@ pub async fn measure(
     etcd: &Etcd,
     (load, side): (&Load, Side),
     number: u32,
-    connections: usize,
+    shared: usize,
     window: Duration,
 ) -> Result<Sample, Fault> {
+    // One key is passed to and fro between its host and the load, of which only one is at work at a time. With a core
+    // each, a machine that is otherwise idle would spend its time on waking cores.
+    let core = if load.keys == Keys::One && side == Side::Turnstile { Some(machine::two_cores()?[1]) } else { None };
+    let _pinned = core.map(machine::Pinned::to).transpose()?;
     let hosts = match side {
         Side::LockService => Vec::new(),
-        Side::Turnstile => start_hosts(etcd, load.hosts, number, ownership(load.keys)).await,
+        Side::Turnstile => start_hosts(etcd, load.hosts, number, ownership(load.keys), core).await,
     };
     let tally = Rc::new(Tally::new(load));
     let contenders = LocalSet::new();
     match side {
-        Side::LockService => ask_etcd(etcd, load, number, connections, (&contenders, &tally)).await?,
-        Side::Turnstile => ask_hosts(&hosts, load, connections, (&contenders, &tally)),
+        Side::LockService => ask_etcd(etcd, load, number, shared, (&contenders, &tally)).await?,
+        Side::Turnstile => ask_hosts(&hosts, load, shared, (&contenders, &tally)),
     }
     let turns = load.contenders * if load.keys == Keys::Own { KEYS_OF_ONE } else { 1 };
     let work = async {
@@ -170,8 +175,8 @@ async fn lock_and_unlock(
 }
 
 /// Spreads the contenders over the hosts, and at each of them over some sessions.
-fn ask_hosts(hosts: &[Host], load: &Load, connections: usize, (contenders, tally): Crowd<'_>) {
-    let sessions = hosts.len() * connections.min(load.contenders.div_ceil(hosts.len()));
+fn ask_hosts(hosts: &[Host], load: &Load, sessions: usize, (contenders, tally): Crowd<'_>) {
+    let sessions = hosts.len() * sessions.min(load.contenders.div_ceil(hosts.len()));
     let mut first = 0;
     for number in 0..sessions {
         let count = (load.contenders - first).div_ceil(sessions - number);

@@ -59,7 +59,7 @@ struct Place {
 pub async fn measure(etcd: &Etcd, number: u32) -> Result<Sample, Fault> {
     let mut client = Client::connect(etcd.endpoints(), None).await.map_err(failed)?;
     let mut places = Vec::new();
-    for host in start_hosts(etcd, 2, number, "handoff_grants = 0").await {
+    for host in start_hosts(etcd, 2, number, "handoff_grants = 0", None).await {
         let session = Session::open(host.sessions, "bench").await;
         places.push(Place { host, session });
     }

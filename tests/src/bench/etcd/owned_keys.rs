@@ -80,7 +80,7 @@ struct Weights {
 /// # Errors
 /// If a request is not granted.
 pub async fn measure(etcd: &Etcd) -> Result<Sample, Fault> {
-    let mut hosts = start_hosts(etcd, 2, 0, "idle = \"1h\"").await.into_iter();
+    let mut hosts = start_hosts(etcd, 2, 0, "idle = \"1h\"", None).await.into_iter();
     let (Some(mut owner), Some(other)) = (hosts.next(), hosts.next()) else { unreachable!("two were asked for") };
     claim(&owner, "warm-up", WARM_UP).await?;
     let before = Weights::now(etcd, &owner).await;

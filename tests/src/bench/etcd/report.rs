@@ -35,6 +35,8 @@ pub enum Measured {
         round: u32,
         /// Who granted the locks.
         side: Side,
+        /// Connections to etcd that the clients of the lock service shared, or sessions that those of one host shared.
+        shared: usize,
         /// The figures.
         sample: Sample,
     },
@@ -73,14 +75,16 @@ impl Report {
 
     fn write_setup(&self, text: &mut String) {
         let Plan { flags, nodes, connections, sessions } = &self.plan;
+        let chosen = if connections.is_some() { "as asked for" } else { "as many as did best in a trial" };
         let Machine { kernel, processor, cores, durable_write_us } = &self.machine;
         let others = Spread::of(self.cycles(|_, _, _| true).map(|sample| sample.others_cores));
         let others = others.map_or_else(|| "-".to_owned(), |others| shown(others, 2));
         let _ = write!(
             text,
             "- etcd {}, {nodes} on this machine, default options, fsync on; a new one each round. The lock service's \
-             clients have a lease each and share {connections} connection(s). Turnstile's hosts are as shipped; the \
-             clients of one host share {sessions} session(s), and a client releases and asks again in one message.\n\
+             clients have a lease each and share a few connections ({chosen}). Turnstile's hosts are as shipped; the \
+             clients of one host share {sessions} session(s), and a client releases and asks again in one message. \
+             Where there is one key, Turnstile's hosts and the load share a core; else nothing is pinned.\n\
              - {} rounds, windows of {} s; within a round each row is measured on both sides in turn. Medians with \
              [smallest .. largest]; ratios are taken within a round. A time is from a release to the next grant: of the \
              key if it is one, else of the same client.\n\
@@ -95,9 +99,9 @@ impl Report {
             return;
         }
         text.push_str(
-            "\n| | lock service, cycles/s | p50 us | p99 us | etcd CPU us/cycle | Turnstile, cycles/s | p50 us | p99 us \
+            "\n| | connections | lock service, cycles/s | p50 us | p99 us | etcd CPU us/cycle | Turnstile, cycles/s | p50 us | p99 us \
              | etcd CPU us/cycle | hosts' CPU us/cycle | Turnstile / lock service | to reach | |\n\
-             |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+             |---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
         );
         for load in self.loads() {
             let of = |side, figure: fn(&Sample) -> f64, places| {
@@ -112,6 +116,7 @@ impl Report {
             let (theirs, ours) = (Side::LockService, Side::Turnstile);
             let cells = [
                 load.title.to_owned(),
+                self.connections(&load).to_string(),
                 of(theirs, |sample| sample.cycles_per_s, 0),
                 of(theirs, |sample| sample.p50_us, 0),
                 of(theirs, |sample| sample.p99_us, 0),
@@ -196,11 +201,12 @@ impl Report {
     /// The report for programs, with every window.
     pub fn json(&self) -> Value {
         let windows = self.measured.iter().filter_map(|measured| {
-            let Measured::Cycles { load, round, side, sample } = measured else { return None };
+            let Measured::Cycles { load, round, side, shared, sample } = measured else { return None };
             let mut window = json!(sample);
             window["row"] = json!(load.name);
             window["round"] = json!(round);
             window["side"] = json!(side);
+            window["shared"] = json!(shared);
             Some(window)
         });
         let ratios = self.loads().map(|load| {
@@ -216,7 +222,6 @@ impl Report {
             "rounds": self.plan.flags.rounds,
             "seconds": self.plan.flags.seconds,
             "nodes": self.plan.nodes,
-            "connections": self.plan.connections,
             "sessions": self.plan.sessions,
             "ratios": ratios.collect::<Vec<_>>(),
             "windows": windows.collect::<Vec<_>>(),
@@ -242,13 +247,22 @@ impl Report {
         )
     }
 
+    /// How many the lock service's clients shared.
+    fn connections(&self, load: &Load) -> usize {
+        let of_load = |measured: &Measured| match measured {
+            Measured::Cycles { load: other, side: Side::LockService, shared, .. } if other == load => Some(*shared),
+            _ => None,
+        };
+        self.measured.iter().find_map(of_load).unwrap_or_default()
+    }
+
     fn loads(&self) -> impl Iterator<Item = Load> {
         self.plan.flags.rows.iter().filter_map(|row| if let Row::Cycles(load) = row { Some(*load) } else { None })
     }
 
     fn cycles(&self, wanted: impl Fn(&Load, u32, Side) -> bool) -> impl Iterator<Item = &Sample> {
         self.measured.iter().filter_map(move |measured| match measured {
-            Measured::Cycles { load, round, side, sample } if wanted(load, *round, *side) => Some(sample),
+            Measured::Cycles { load, round, side, sample, .. } if wanted(load, *round, *side) => Some(sample),
             _ => None,
         })
     }
@@ -320,7 +334,7 @@ mod tests {
         let window = |round, side, cycles_per_s| {
             let [p50_us, p99_us, hosts_us, etcd_us, load_us] = [1.0, 2.0, 3.0, 4.0, 5.0];
             let sample = Sample { cycles_per_s, p50_us, p99_us, hosts_us, etcd_us, load_us, others_cores: 0.0 };
-            Measured::Cycles { load, round, side, sample }
+            Measured::Cycles { load, round, side, shared: 4, sample }
         };
         let both = (1..).zip(rounds).flat_map(|(round, &(theirs, ours))| {
             [window(round, Side::LockService, theirs), window(round, Side::Turnstile, ours)]
@@ -329,7 +343,7 @@ mod tests {
         Report {
             commit: String::new(),
             etcd: String::new(),
-            plan: Plan { flags, nodes: 1, connections: 1, sessions: 4 },
+            plan: Plan { flags, nodes: 1, connections: None, sessions: 4 },
             machine: Machine { kernel: String::new(), processor: String::new(), cores: 2, durable_write_us: 100 },
             measured: both.collect(),
         }
