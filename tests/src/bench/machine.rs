@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
 
 use super::Fault;
@@ -83,6 +84,44 @@ pub fn ended_children() -> Duration {
 /// A time that the kernel tells in its clock ticks.
 pub fn in_ticks(ticks: u64) -> Duration {
     Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// The cores that this thread may use.
+///
+/// # Errors
+/// If there are less than two: one for the load, and one for what is loaded.
+pub fn two_cores() -> Result<[usize; 2], Fault> {
+    let allowed = sched_getaffinity(None).unwrap_or_default();
+    let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
+    let two = cores.next().zip(cores.next()).map(|(first, second)| [first, second]);
+    two.ok_or_else(|| Fault::Machine("two cores are needed, one for the load and one for what is loaded".to_owned()))
+}
+
+/// Keeps this thread on one core until it is dropped.
+pub struct Pinned {
+    before: CpuSet,
+}
+
+impl Pinned {
+    /// From now on.
+    ///
+    /// # Errors
+    /// If the core is not ours to use.
+    pub fn to(core: usize) -> Result<Self, Fault> {
+        let refused = |_| Fault::Machine(format!("this thread cannot be kept on core {core}"));
+        let before = sched_getaffinity(None).map_err(refused)?;
+        let mut one = CpuSet::new();
+        one.set(core);
+        sched_setaffinity(None, &one).map_err(refused)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // Nothing depends on it any more if it fails.
+        let _ = sched_setaffinity(None, &self.before);
+    }
 }
 
 fn number(text: &str) -> u64 {

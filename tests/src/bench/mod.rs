@@ -3,11 +3,15 @@
 
 pub mod authz;
 pub mod engine;
+pub mod etcd;
+pub mod figures;
 pub mod machine;
 pub mod overhead;
+pub mod program;
 pub mod report;
 pub mod rig;
 pub mod row;
+pub mod session_load;
 pub mod wrk;
 
 use std::path::PathBuf;
@@ -60,10 +64,4 @@ pub enum Fault {
     /// The wasm filter that does nothing is not what it should be.
     #[error("noop.wat: {0}")]
     Noop(#[from] wat::Error),
-}
-
-/// A number that an argument gives.
-fn number(name: &str, text: &str) -> Result<u32, Fault> {
-    let parsed = text.parse().ok().filter(|number| (1..=1_000).contains(number));
-    parsed.ok_or_else(|| Fault::Argument(format!("{name} takes a number from 1 to 1000, not {text:?}")))
 }

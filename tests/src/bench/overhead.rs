@@ -1,11 +1,11 @@
 //! `cargo xtask bench overhead`: Envoy CPU, throughput and latency of a route behind Turnstile, and behind others.
 
 use std::fs;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use super::machine::{Machine, first_line};
+use super::program::{self, Flags};
 use super::report::{CONNECTIONS_THAT_COUNT, Measured, Report, Setup};
 use super::rig::Rig;
 use super::row::Row;
@@ -34,70 +34,27 @@ the ratio to reach is reached.
   --only ROW    only this row: none, noop, authz-http, authz-grpc, turnstile, turnstile-fresh; may be repeated
 ";
 
-/// What is asked for.
-#[derive(Debug, PartialEq, Eq)]
-enum Task {
-    Help,
-    Serve(authz::Kind),
-    Measure(Plan),
-}
-
-/// How to measure.
-#[derive(Debug, PartialEq, Eq)]
-struct Plan {
-    rounds: u32,
-    seconds: u64,
-    rows: Vec<Row>,
-}
-
 /// Runs the program on its arguments.
 pub async fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
-    let result = match Task::parse(arguments) {
-        Ok(Task::Help) => {
+    let mut arguments = arguments.peekable();
+    let result = match arguments.peek().and_then(|first| authz::Kind::of_command(first)) {
+        Some(kind) => authz::serve(kind).await.map_err(|error| Fault::File("a TCP port".into(), error)),
+        None => run(arguments).await,
+    };
+    program::end("bench-overhead", result)
+}
+
+async fn run(arguments: impl Iterator<Item = String>) -> Result<(), Fault> {
+    match Flags::parse(arguments, |_, _| Ok(false))? {
+        None => {
             print!("{HELP}");
             Ok(())
         }
-        Ok(Task::Serve(kind)) => authz::serve(kind).await.map_err(|error| Fault::File("a TCP port".into(), error)),
-        Ok(Task::Measure(plan)) => measure(&plan).await,
-        Err(fault) => Err(fault),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(fault) => {
-            eprintln!("bench-overhead: {fault}");
-            ExitCode::FAILURE
-        }
+        Some(plan) => measure(&plan).await,
     }
 }
 
-impl Task {
-    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, Fault> {
-        let mut plan = Plan { rounds: 5, seconds: 4, rows: Vec::new() };
-        while let Some(argument) = arguments.next() {
-            if let Some(kind) = authz::Kind::of_command(&argument) {
-                return Ok(Self::Serve(kind));
-            }
-            let mut value = || arguments.next().ok_or_else(|| Fault::Argument(format!("{argument} needs a value")));
-            match argument.as_str() {
-                "--help" | "-h" => return Ok(Self::Help),
-                "--rounds" => plan.rounds = super::number(&argument, &value()?)?,
-                "--seconds" => plan.seconds = super::number(&argument, &value()?)?.into(),
-                "--only" => {
-                    let name = value()?;
-                    let row = Row::ALL.into_iter().find(|row| row.name() == name);
-                    plan.rows.push(row.ok_or_else(|| Fault::Argument(format!("there is no row {name:?}")))?);
-                }
-                other => return Err(Fault::Argument(format!("{other:?} is not understood"))),
-            }
-        }
-        // In the order of the table, each once.
-        let chosen = |row: &Row| plan.rows.is_empty() || plan.rows.contains(row);
-        plan.rows = Row::ALL.into_iter().filter(chosen).collect();
-        Ok(Self::Measure(plan))
-    }
-}
-
-async fn measure(plan: &Plan) -> Result<(), Fault> {
+async fn measure(plan: &Flags<Row>) -> Result<(), Fault> {
     let setup = setup(plan)?;
     let mut measured = Vec::new();
     for round in 1..=plan.rounds {
@@ -110,19 +67,11 @@ async fn measure(plan: &Plan) -> Result<(), Fault> {
         }
     }
     let report = Report { setup, measured };
-    let dir = artifacts::target().join("bench");
-    fs::create_dir_all(&dir).map_err(|error| Fault::File(dir.clone(), error))?;
-    let markdown = report.markdown();
-    for (name, text) in [("overhead.md", &markdown), ("overhead.json", &format!("{:#}\n", report.json()))] {
-        let path = dir.join(name);
-        fs::write(&path, text).map_err(|error| Fault::File(path, error))?;
-    }
-    println!("\n{markdown}\nAlso in {}, as overhead.md and overhead.json.", dir.display());
-    Ok(())
+    program::leave("overhead", &report.markdown(), &report.json())
 }
 
 /// Measures a row once, on processes of its own: what is special about one start of them must not mark a whole row.
-async fn measure_row(plan: &Plan, row: Row, round: u32) -> Result<Vec<Measured>, Fault> {
+async fn measure_row(plan: &Flags<Row>, row: Row, round: u32) -> Result<Vec<Measured>, Fault> {
     let mut rig = Rig::start(row).await?;
     let first = round * 100;
     rig.load(&Window { connections: CONNECTIONS_THAT_COUNT, length: WARM_UP, number: first })?;
@@ -141,9 +90,8 @@ fn envoy_version() -> String {
     line.split_once("version: ").map_or(line.clone(), |(_, version)| version.to_owned())
 }
 
-fn setup(plan: &Plan) -> Result<Setup, Fault> {
-    let source = env!("CARGO_MANIFEST_DIR");
-    let commit = first_line(Path::new("git"), &["-C", source, "describe", "--always", "--dirty"]);
+fn setup(plan: &Flags<Row>) -> Result<Setup, Fault> {
+    let commit = program::commit();
     let filter = artifacts::plugin_wasm();
     let bytes = fs::metadata(&filter).map_err(|error| Fault::File(filter, error))?.len();
     let versions = vec![
@@ -161,39 +109,4 @@ fn setup(plan: &Plan) -> Result<Setup, Fault> {
         versions,
         machine: Machine::look(&std::env::temp_dir())?,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(line: &str) -> Result<Task, String> {
-        Task::parse(line.split_whitespace().map(str::to_owned)).map_err(|fault| fault.to_string())
-    }
-
-    #[test]
-    fn without_arguments_everything_is_measured() {
-        let all = Plan { rounds: 5, seconds: 4, rows: Row::ALL.to_vec() };
-        assert_eq!(parse(""), Ok(Task::Measure(all)));
-    }
-
-    #[test]
-    fn chosen_rows_keep_the_order_of_the_table() {
-        let plan = Plan { rounds: 2, seconds: 1, rows: vec![Row::AuthzHttp, Row::RepeatedKeys] };
-        assert_eq!(parse("--only turnstile --rounds 2 --only authz-http --seconds 1"), Ok(Task::Measure(plan)));
-    }
-
-    #[test]
-    fn what_is_not_understood_is_named() {
-        for (line, named) in [
-            ("--only tournstile", "tournstile"),
-            ("--only", "--only"),
-            ("--rounds 0", "--rounds"),
-            ("--seconds 1.5", "1.5"),
-            ("--quick", "--quick"),
-        ] {
-            let fault = parse(line).unwrap_err();
-            assert!(fault.contains(named), "{line}: {fault}");
-        }
-    }
 }

@@ -5,7 +5,9 @@ use std::fmt::Write;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::figures::{Spread, shown};
 use super::machine::Machine;
+use super::program::Rows;
 use super::rig::Sample;
 use super::row::Row;
 
@@ -53,29 +55,6 @@ pub struct Report {
     pub setup: Setup,
     /// All windows.
     pub measured: Vec<Measured>,
-}
-
-/// The median over the rounds, and the extremes.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Spread {
-    /// The value in the middle.
-    pub median: f64,
-    /// The smallest.
-    pub min: f64,
-    /// The largest.
-    pub max: f64,
-}
-
-impl Spread {
-    /// Of all values; `None` if there are none.
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
-        let mut values: Vec<f64> = values.into_iter().collect();
-        values.sort_by(f64::total_cmp);
-        let (min, max) = (*values.first()?, *values.last()?);
-        let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
-        Some(Self { median, min, max })
-    }
 }
 
 impl Report {
@@ -142,7 +121,7 @@ impl Report {
              | | Envoy CPU us/request | to ext_authz HTTP | to no filter | requests/s | to ext_authz HTTP | p50 us | p99 us \
              | CPU of who is asked us/request |\n|---|---|---|---|---|---|---|---|---|\n"
         );
-        for row in Row::ALL {
+        for &row in Row::ALL {
             let Some(envoy) = self.spread(row, connections, |sample| Some(sample.envoy_us)) else {
                 continue;
             };
@@ -209,26 +188,9 @@ impl Report {
     }
 }
 
-/// The median, and the extremes behind it.
-pub fn shown(spread: Spread, places: usize) -> String {
-    let Spread { median, min, max } = spread;
-    // One round has no spread, and should not look as if it had none over many.
-    if min == max {
-        return format!("{median:.places$}");
-    }
-    format!("{median:.places$} [{min:.places$} .. {max:.places$}]")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_median_of_an_even_number_lies_between_the_two_in_the_middle() {
-        assert_eq!(Spread::of([]), None);
-        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
-        assert_eq!(Spread::of([9.0, 1.0, 2.0, 4.0]), Some(Spread { median: 3.0, min: 1.0, max: 9.0 }));
-    }
 
     #[test]
     fn ratios_are_taken_within_a_round() {

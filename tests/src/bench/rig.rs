@@ -254,11 +254,12 @@ fn sample(before: &Used, after: &Used, figures: &Figures) -> Sample {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::program::Rows;
 
     #[test]
     fn every_row_keeps_its_own_filter_and_no_other() {
         let service = Some(("turnstile_host", SocketAddr::from(([127, 0, 0, 1], 4711))));
-        for row in Row::ALL {
+        for &row in Row::ALL {
             let has_wasm = matches!(row, Row::NoopWasm | Row::RepeatedKeys | Row::FreshKeys);
             let text = bootstrap(row, service, has_wasm.then(|| Path::new("some.wasm"))).to_json();
             assert!(text.contains("4711") && !text.contains("FILLED-IN"), "{text}");

@@ -1,5 +1,7 @@
 //! The rows of the table: what stands in front of the route.
 
+use super::program::Rows;
+
 /// One thing that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Row {
@@ -21,22 +23,6 @@ pub enum Row {
 pub const REPEATED_KEYS: u32 = 1_000;
 
 impl Row {
-    /// All of them, in the order in which a round measures them.
-    pub const ALL: [Self; 6] =
-        [Self::NoFilter, Self::NoopWasm, Self::AuthzHttp, Self::AuthzGrpc, Self::RepeatedKeys, Self::FreshKeys];
-
-    /// For `--only` and the JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::NoFilter => "none",
-            Self::NoopWasm => "noop",
-            Self::AuthzHttp => "authz-http",
-            Self::AuthzGrpc => "authz-grpc",
-            Self::RepeatedKeys => "turnstile",
-            Self::FreshKeys => "turnstile-fresh",
-        }
-    }
-
     /// For people.
     pub fn title(self) -> &'static str {
         match self {
@@ -57,6 +43,22 @@ impl Row {
             Self::AuthzHttp => Some("ext-authz-http"),
             Self::AuthzGrpc => Some("ext-authz-grpc"),
             Self::RepeatedKeys | Self::FreshKeys => Some("turnstile"),
+        }
+    }
+}
+
+impl Rows for Row {
+    const ALL: &'static [Self] =
+        &[Self::NoFilter, Self::NoopWasm, Self::AuthzHttp, Self::AuthzGrpc, Self::RepeatedKeys, Self::FreshKeys];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::NoFilter => "none",
+            Self::NoopWasm => "noop",
+            Self::AuthzHttp => "authz-http",
+            Self::AuthzGrpc => "authz-grpc",
+            Self::RepeatedKeys => "turnstile",
+            Self::FreshKeys => "turnstile-fresh",
         }
     }
 }

@@ -1,10 +1,12 @@
-//! `cargo xtask bench overhead`: what the filter and the host cost a request; `bench engine`: how fast locks change hands.
+//! `cargo xtask bench overhead`: what the filter and the host cost a request; `bench engine`: how fast locks change hands;
+//! `bench etcd`: the same on etcd, beside etcd's own lock service.
 
 use std::fs;
 use std::process::Command;
 
 use crate::command::{cargo, exists, openly, quietly};
 use crate::debian;
+use crate::etcd;
 use crate::failure::Failure;
 use crate::host::{self, Profile};
 use crate::layout::Layout;
@@ -15,6 +17,8 @@ use crate::protoc;
 const OVERHEAD: &str = "bench-overhead";
 
 const ENGINE: &str = "bench-engine";
+
+const ETCD: &str = "bench-etcd";
 
 /// Prepares release builds and the load generator, and runs the bench of the tests' crate.
 pub(crate) fn overhead(layout: &Layout, arguments: &[String]) -> Result<(), Failure> {
@@ -68,4 +72,17 @@ pub(crate) fn engine(layout: &Layout, arguments: &[String]) -> Result<(), Failur
     program.current_dir(layout.root()).arg("--criterion").arg(times);
     program.arg("--memory").arg(layout.logs().join("bench-memory.log")).args(arguments);
     openly(host::tell_places(layout, Profile::Release, &mut program))
+}
+
+/// Gets etcd, and benches release hosts on it beside its own lock service. Needs no Envoy.
+pub(crate) fn etcd(layout: &Layout, arguments: &[String]) -> Result<(), Failure> {
+    let mut progress = Progress::new(4);
+    let lock = layout.lock_parts()?;
+    progress.step("looking for etcd", || etcd::ensure(layout))?;
+    progress.step("looking for protoc", || protoc::ensure(layout))?;
+    progress.step("building the release", || host::build(layout, Profile::Release, &[ETCD]))?;
+    drop(lock);
+    progress.open_step("measuring");
+    let mut bench = Command::new(layout.program(Profile::Release.directory(), ETCD));
+    openly(host::tell_places(layout, Profile::Release, bench.current_dir(layout.root()).args(arguments)))
 }

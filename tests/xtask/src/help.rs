@@ -52,6 +52,7 @@ cargo xtask TASK: everything one does in this repository.
   fix             format, and let clippy mend what it can
   bench overhead  measure what a guarded request costs
   bench engine    measure how fast locks change hands, and what they weigh
+  bench etcd      measure locks on etcd beside etcd's own lock service
   setup           only fetch and build: Envoy, the filter, the program `turnstile`
   build-plugin    only build the filter
 
@@ -171,4 +172,23 @@ keep the machine otherwise idle. Leaves the table in target/bench/engine.md and 
   --rounds N    how often every row of sessions is measured (5)
   --seconds N   length of a window (4)
   --only ROW    only this row of sessions: keys, hot-keys, hot-key; may be repeated
+
+cargo xtask bench etcd [--rounds N] [--seconds N] [--only ROW]... [--nodes N] [--connections N] [--sessions N]
+
+Measures lock cycles/s and the time from a release to the next grant, of etcd's own lock service (lock and unlock, each
+client with a lease) and of release hosts on the same etcd, which writes to the disk: keys used again and again, keys
+never seen before, one key with 1, 16 and 256 clients, and one key wanted at two and three hosts. Then how long a key
+takes from one host to another, beside one write to etcd; and what 100,000 owned keys weigh and ask of etcd, at rest and
+when their owner dies. Prints one table with the bars to reach, and succeeds whether or not they are reached. Gets etcd
+if it is missing. Takes about fifteen minutes and a build; keep the machine otherwise idle. Leaves the table in
+target/bench/etcd.md and every window in etcd.json.
+
+  --rounds N       how often every row is measured, each round on a new etcd; owned-keys is measured once (5)
+  --seconds N      length of a window; each row of lock cycles has two a round (4)
+  --only ROW       only this row: keys-16, keys-64, fresh-16, fresh-64, fresh-given-up, hot-1, hot-16, hot-256,
+                   hot-two-hosts, hot-three-hosts, hand-over, owned-keys; may be repeated
+  --nodes N        members of etcd, all on this machine (1)
+  --connections N  connections to etcd that the lock service's clients share (in each row, with which of 1, 4 and 16 it
+                   makes most cycles in a trial)
+  --sessions N     sessions that the clients of one host share (4)
 ";

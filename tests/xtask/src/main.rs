@@ -39,6 +39,7 @@ enum Task {
     Fix,
     BenchOverhead(Vec<String>),
     BenchEngine(Vec<String>),
+    BenchEtcd(Vec<String>),
     Help(Topic),
 }
 
@@ -82,6 +83,7 @@ fn parse(arguments: Vec<String>) -> Result<Task, Failure> {
             None => Ok(Task::BenchOverhead(Vec::new())),
             Some((which, rest)) if which == "overhead" => Ok(Task::BenchOverhead(rest.to_vec())),
             Some((which, rest)) if which == "engine" => Ok(Task::BenchEngine(rest.to_vec())),
+            Some((which, rest)) if which == "etcd" => Ok(Task::BenchEtcd(rest.to_vec())),
             Some((which, _)) => Err(Failure::usage(format!("there is no bench `{which}`"), "cargo xtask bench --help")),
         },
         other => Err(Failure::usage(format!("there is no task `{other}`"), "cargo xtask --help")),
@@ -111,6 +113,7 @@ fn run(task: Task) -> Result<(), Failure> {
         Task::Fix => check::fix(&layout),
         Task::BenchOverhead(arguments) => bench::overhead(&layout, &arguments),
         Task::BenchEngine(arguments) => bench::engine(&layout, &arguments),
+        Task::BenchEtcd(arguments) => bench::etcd(&layout, &arguments),
         Task::Help(_) => Ok(()),
     }
 }

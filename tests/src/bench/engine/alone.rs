@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::super::Fault;
-use super::super::report::Spread;
+use super::super::figures::Spread;
 
 /// The figures of the engine alone.
 #[derive(Debug, Default)]

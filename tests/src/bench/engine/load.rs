@@ -1,35 +1,23 @@
 //! Lock cycles through a host's gRPC port: sessions that pipeline, on a core of their own, and a host on another.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
-use turnstile_protocol::v1::server_item::Item;
-use turnstile_protocol::v1::{ClientItem, Ending, Heartbeat, Release};
 
-use super::super::{Fault, machine};
+use super::super::{Fault, machine, session_load};
 use super::row::{Row, SESSIONS};
 use crate::host::{Host, HostConfig};
-use crate::session_client::{RawSession, acquire, hello, message};
-
-/// How long a session goes without a heartbeat.
-const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// How long the keys may take to become the host's.
 const WARM_UP_MAX: Duration = Duration::from_secs(60);
 
 /// How long the load runs before a window, once every key is the host's.
 const SETTLING: Duration = Duration::from_millis(500);
-
-/// The cores of a measurement.
-pub struct Cores {
-    host: usize,
-    others_before: CpuSet,
-}
 
 /// The figures of one window.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -44,30 +32,6 @@ pub struct Sample {
     pub load_cores: f64,
     /// CPU that other programs on the machine used meanwhile, in cores. About: it is what is left over.
     pub others_cores: f64,
-}
-
-impl Cores {
-    /// Takes two cores, one for the host and one for this thread, which the load runs on.
-    ///
-    /// # Errors
-    /// If there are no two.
-    pub fn take() -> Result<Self, Fault> {
-        let no_cores = || Fault::Machine("two cores are needed, one for the host and one for the load".to_owned());
-        let allowed = sched_getaffinity(None).map_err(|_| no_cores())?;
-        let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
-        let (Some(host), Some(load)) = (cores.next(), cores.next()) else { return Err(no_cores()) };
-        let mut own = CpuSet::new();
-        own.set(load);
-        sched_setaffinity(None, &own).map_err(|_| no_cores())?;
-        Ok(Self { host, others_before: allowed })
-    }
-}
-
-impl Drop for Cores {
-    fn drop(&mut self) {
-        // Nothing depends on it any more if it fails.
-        let _ = sched_setaffinity(None, &self.others_before);
-    }
 }
 
 /// What the sessions of a window share.
@@ -96,18 +60,18 @@ impl Used {
     }
 }
 
-/// Measures one window on a new host.
+/// Measures one window on a new host, which gets `core` for itself.
 ///
 /// # Errors
 /// If a session fails, or a request is not granted.
-pub async fn measure(row: Row, cores: &Cores, window: Duration) -> Result<Sample, Fault> {
+pub async fn measure(row: Row, core: usize, window: Duration) -> Result<Sample, Fault> {
     let host = Host::start(&HostConfig {
         // As shipped, but that no key is given up while others are being claimed.
         ttl_ms: 4_000,
         heartbeat_ms: 1_000,
         lease_ms: 5_000,
         more: "[ownership]\nidle = \"1h\"".to_owned(),
-        core: Some(cores.host),
+        core: Some(core),
         ..HostConfig::default()
     })
     .await;
@@ -139,48 +103,12 @@ pub async fn measure(row: Row, cores: &Cores, window: Duration) -> Result<Sample
 }
 
 /// One session: as many requests under way as the row says, and a new one for each that is released.
-async fn run_session(
-    row: Row,
-    number: usize,
-    host: SocketAddr,
-    tally: &Tally,
-) -> Result<std::convert::Infallible, String> {
-    let mut session = RawSession::open(host, message(hello(&format!("bench-{number}"))))
-        .await
-        .map_err(|status| status.to_string())?;
+async fn run_session(row: Row, number: usize, host: SocketAddr, tally: &Tally) -> Result<Infallible, String> {
     let keys = row.keys(number);
     let mut wanted = keys.iter().cycle();
-    let mut next_id = 1;
-    let mut ask = || {
-        let key = wanted.next().map_or("", String::as_str);
-        let request = acquire(next_id, key);
-        next_id += 1;
-        turnstile_protocol::v1::Acquire { wait_ms: 60_000, lock_delay_ms: 15_000, ..request }
-    };
-    session.send_all((0..row.in_flight()).map(|_| ask().into()).collect()).await;
-    let (mut beat, mut seq) = (Instant::now(), 1);
-    loop {
-        let received = session.message().await.map_err(|status| status.to_string())?;
-        let mut items: Vec<ClientItem> = Vec::with_capacity(2 * received.items.len() + 1);
-        for item in received.items {
-            match item.item {
-                Some(Item::Grant(grant)) => {
-                    items.push(Release { id: grant.id, ending: Ending::Clean.into() }.into());
-                    items.push(ask().into());
-                }
-                Some(Item::Welcome(_) | Item::HeartbeatAck(_)) => {}
-                other => return Err(format!("{other:?}")),
-            }
-        }
-        tally.cycles.set(tally.cycles.get() + items.len() as u64 / 2);
-        if beat.elapsed() >= HEARTBEAT {
-            (beat, seq) = (Instant::now(), seq + 1);
-            items.push(Heartbeat { seq }.into());
-        }
-        if !items.is_empty() {
-            session.send_all(items).await;
-        }
-    }
+    let next_key = |_| wanted.next().map_or("", String::as_str);
+    let granted = |_, _| tally.cycles.set(tally.cycles.get() + 1);
+    session_load::run(host, &format!("bench-{number}"), row.in_flight(), next_key, granted).await
 }
 
 fn sample(before: &Used, after: &Used) -> Sample {

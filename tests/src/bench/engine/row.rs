@@ -1,5 +1,7 @@
 //! The loads that go through a host's gRPC port.
 
+use crate::bench::program::Rows;
+
 /// A way of asking for locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Row {
@@ -21,18 +23,6 @@ pub const DISTINCT_KEYS: usize = 10_000;
 pub const HOT_KEYS: usize = 64;
 
 impl Row {
-    /// All of them, in the order in which a round measures them.
-    pub const ALL: [Self; 3] = [Self::DistinctKeys, Self::HotKeys, Self::HotKey];
-
-    /// For `--only` and the JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::DistinctKeys => "keys",
-            Self::HotKeys => "hot-keys",
-            Self::HotKey => "hot-key",
-        }
-    }
-
     /// For people.
     pub fn title(self) -> &'static str {
         match self {
@@ -61,5 +51,17 @@ impl Row {
             Self::HotKey => 0..1,
         };
         numbers.map(|number| format!("default/acct:{number:07}")).collect()
+    }
+}
+
+impl Rows for Row {
+    const ALL: &'static [Self] = &[Self::DistinctKeys, Self::HotKeys, Self::HotKey];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::DistinctKeys => "keys",
+            Self::HotKeys => "hot-keys",
+            Self::HotKey => "hot-key",
+        }
     }
 }

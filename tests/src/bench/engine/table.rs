@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use super::alone::Alone;
 use super::load::Sample;
 use super::row::Row;
+use crate::bench::figures::{Spread, grouped, shown, shown_grouped};
 use crate::bench::machine::Machine;
-use crate::bench::report::{Spread, shown};
+use crate::bench::program::Rows;
 
 /// A finished run.
 pub struct Table {
@@ -136,7 +137,7 @@ impl Table {
                 "| {} | {} | {} | {} | {met} |",
                 line.what,
                 line.unit,
-                spread(line.value, line.places),
+                shown_grouped(line.value, line.places),
                 line.bar.text()
             );
         }
@@ -186,7 +187,7 @@ impl Table {
             let value = self.alone.bytes(name)?;
             Some(Line { what: words.to_owned(), unit: "bytes", value, places: 0, bar })
         });
-        speeds.chain(growths).chain(weights).chain(Row::ALL.into_iter().flat_map(|row| self.lines_of(row))).collect()
+        speeds.chain(growths).chain(weights).chain(Row::ALL.iter().flat_map(|&row| self.lines_of(row))).collect()
     }
 
     fn lines_of(&self, row: Row) -> Vec<Line> {
@@ -207,35 +208,9 @@ impl Table {
     }
 }
 
-fn spread(Spread { median, min, max }: Spread, places: usize) -> String {
-    let grouped = |value| grouped(value, places);
-    if min == max { grouped(median) } else { format!("{} [{} .. {}]", grouped(median), grouped(min), grouped(max)) }
-}
-
-/// A number with a comma between thousands.
-fn grouped(value: f64, places: usize) -> String {
-    let text = format!("{value:.places$}");
-    let (whole, rest) = text.find('.').map_or((text.as_str(), ""), |dot| text.split_at(dot));
-    let mut grouped = String::new();
-    for (position, digit) in whole.chars().enumerate() {
-        if position > 0 && (whole.len() - position) % 3 == 0 {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped + rest
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_grouped() {
-        assert_eq!(grouped(1_234_567.0, 0), "1,234,567");
-        assert_eq!(grouped(999.0, 0), "999");
-        assert_eq!(grouped(1_000.256, 2), "1,000.26");
-    }
 
     #[test]
     fn a_bar_is_met_or_said_to_be_missed() {
