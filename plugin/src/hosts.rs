@@ -167,8 +167,13 @@ impl Hosts {
         if !self.has_outcome() {
             return None;
         }
-        let loss = self.all().find_map(Sessions::poll_loss);
-        loss.or_else(|| self.all().find_map(Sessions::poll_outcome))
+        for cluster in &mut self.clusters {
+            if let Some(loss) = cluster.sessions.poll_loss() {
+                return Some(loss);
+            }
+        }
+        let cluster = self.clusters.iter_mut().find(|cluster| cluster.sessions.has_outcome())?;
+        cluster.sessions.poll_outcome()
     }
 
     /// See [`Session::poll_output`](crate::session::Session::poll_output).

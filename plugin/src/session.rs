@@ -248,8 +248,13 @@ impl Session {
 
     /// What became of a request.
     pub fn poll_outcome(&mut self) -> Option<(RequestRef, Outcome)> {
-        let told = self.poll_loss().or_else(|| self.outcomes.pop_front());
-        told.or_else(|| self.poll_declined().map(|(owner, rejection)| (owner, Outcome::Rejected(rejection))))
+        if let Some(loss) = self.poll_loss() {
+            return Some(loss);
+        }
+        if !self.outcomes.is_empty() {
+            return self.outcomes.pop_front();
+        }
+        self.poll_declined().map(|(owner, rejection)| (owner, Outcome::Rejected(rejection)))
     }
 
     /// A lost hold, before all other outcomes.
