@@ -63,7 +63,7 @@ impl Use {
     pub fn work(self) -> Duration {
         match self {
             Self::Hot | Self::Cold | Self::New => Duration::from_millis(20),
-            Self::Long => Duration::from_millis(2_500),
+            Self::Long => Duration::from_millis(3_500),
         }
     }
 
