@@ -5,6 +5,7 @@
 //! upstream saw: `window` is the longest stretch after the fault in which no guarded request was let through,
 //! `worst key` the same of the one hot key that fared worst, `new keys` the same of keys that nobody had used before
 //! (which need the store), and `again` how long after the end of the fault the last key was let through once more.
+//! Some windows are as long as the fault was made to last.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -63,7 +64,7 @@ impl Use {
     pub fn work(self) -> Duration {
         match self {
             Self::Hot | Self::Cold | Self::New => Duration::from_millis(20),
-            Self::Long => Duration::from_millis(2_500),
+            Self::Long => Duration::from_millis(3_500),
         }
     }
 
@@ -97,8 +98,6 @@ pub struct Script {
     pub routing: Routing,
     /// How many keys are used for long work.
     pub long_keys: usize,
-    /// Further lines of the hosts' configuration.
-    pub more: &'static str,
 }
 
 /// How many keys there are of these uses.
@@ -109,7 +108,7 @@ const COLD_CLIENTS: usize = 4;
 impl Script {
     /// Two hosts, known to both proxies; short work only.
     pub fn new(name: &'static str) -> Self {
-        Self { name, etcd: Vec::new(), hosts: 2, routing: Routing::Spread, long_keys: 0, more: "" }
+        Self { name, etcd: Vec::new(), hosts: 2, routing: Routing::Spread, long_keys: 0 }
     }
 
     /// The configuration of its hosts.
@@ -119,7 +118,6 @@ impl Script {
             ttl_ms: millis(TTL),
             heartbeat_ms: millis(TTL / 4),
             lease_ms: millis(LEASE),
-            more: self.more.to_owned(),
             ..HostConfig::default()
         }
     }
