@@ -110,3 +110,9 @@ fn the_etcd_store_in_the_help_has_every_field() {
         - 1;
     assert_eq!(of_cluster, read, "fields shown, fields read");
 }
+
+#[test]
+fn the_etcd_store_in_the_readme_is_a_configuration() {
+    let blocks = blocks("### On an etcd cluster");
+    Config::parse(&blocks[0], &Overrides::default()).unwrap_or_else(|faults| panic!("{}\n{faults}", blocks[0]));
+}
