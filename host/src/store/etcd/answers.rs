@@ -143,17 +143,17 @@ impl Worker {
     }
 
     fn landed(&mut self, key: LockKey, write: Write, seen: Seen, revision: i64) {
+        let rivals = seen.rivals(self.member().map_or("", |member| &member.me.name));
         let Some(job) = self.jobs.by_key.get_mut(&key) else { return };
-        let head = || seen.queue.first().cloned();
         match write {
-            Write::Create { record } => self.own(key, revision, record, Instant::default(), head()),
-            Write::TakeOver { record, until, .. } => self.own(key, revision, record, until, head()),
+            Write::Create { record } => self.own(key, revision, record, Instant::default(), rivals),
+            Write::TakeOver { record, until, .. } => self.own(key, revision, record, until, rivals),
             Write::Raise { record, .. } => {
                 let until = match self.table.get(&key) {
                     Some(Entry::Owned(owned)) => owned.quarantined_until,
                     Some(Entry::Queued(_) | Entry::Unsure) | None => quarantine_from_now(&record),
                 };
-                self.own(key, revision, record, until, head());
+                self.own(key, revision, record, until, rivals);
             }
             Write::Enqueue { place, .. } => {
                 let want = std::mem::replace(&mut job.want, Want::Look);

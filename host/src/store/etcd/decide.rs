@@ -7,7 +7,7 @@ use turnstile_core::{ClaimId, Instant};
 use super::hosts::Hosts;
 use super::layout::{PlaceValue, RecordValue};
 use super::table::{Entry, Owned};
-use super::txn::{Place, Record, Seen, Turn, Write};
+use super::txn::{Place, Record, Rivals, Seen, Turn, Write};
 
 /// What is wanted of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +34,10 @@ pub(super) enum Step {
     Queued {
         nudge: Option<String>,
     },
-    /// It is ours as we knew, now under this revision; and this one waits first, if anybody does.
+    /// It is ours as we knew, now under this revision, and these wait.
     Kept {
         revision: i64,
-        head: Option<Place>,
+        rivals: Rivals,
     },
     /// What we took for ours is not.
     Lost,
@@ -193,7 +193,7 @@ impl Circumstances<'_> {
         let Some(seen) = seen else {
             return match entry {
                 None => Step::Nothing { nudge: None },
-                Some(Entry::Owned(owned)) => self.pass_on(owned.revision, owned.head.as_deref()),
+                Some(Entry::Owned(owned)) => self.pass_on(owned.revision, &owned.rivals),
                 Some(Entry::Queued(_)) => Step::Write(Write::Leave),
                 Some(Entry::Unsure) => Step::Read,
             };
@@ -209,14 +209,16 @@ impl Circumstances<'_> {
             let quarantined_until = self.quarantine_of(&record.value);
             return Step::KeptForQuarantine { record: record.clone(), quarantined_until };
         }
-        self.pass_on(record.revision, seen.queue.first())
+        self.pass_on(record.revision, &seen.rivals(self.me))
     }
 
     /// To the first in the queue, as far as we know of one.
-    fn pass_on(&self, revision: i64, head: Option<&Place>) -> Step {
-        match head {
-            None => Step::Write(Write::Remove { revision }),
-            Some(head) => {
+    fn pass_on(&self, revision: i64, rivals: &Rivals) -> Step {
+        match rivals {
+            Rivals::Unknown => Step::Read,
+            Rivals::None => Step::Write(Write::Remove { revision }),
+            Rivals::Known { first, more } => {
+                let head = Place::clone(first);
                 let record = RecordValue {
                     host: head.name.clone(),
                     ttl_ms: head.value.ttl_ms,
@@ -224,7 +226,7 @@ impl Circumstances<'_> {
                     inherited_ms: 0,
                     since_unix_s: self.unix_s,
                 };
-                Step::Write(Write::HandOver { revision, head: head.clone(), record })
+                Step::Write(Write::HandOver { revision, head, record, more: *more })
             }
         }
     }
@@ -239,7 +241,7 @@ impl Circumstances<'_> {
                 None => self.queue_up(queued.lock_delay_ms, seen, false),
             },
             (Some(Entry::Owned(_)), Some(seen)) => match self.ours(seen) {
-                Some(record) => Step::Kept { revision: record.revision, head: seen.rival(self.me).cloned() },
+                Some(record) => Step::Kept { revision: record.revision, rivals: seen.rivals(self.me) },
                 None => Step::Lost,
             },
         }
@@ -310,8 +312,8 @@ mod tests {
 
     fn owned(quarantined_until: Instant, told: Told) -> Option<Entry> {
         let (revision, lock_delay_ms, since_unix_s) = (33, 1_000, 7);
-        let head = None;
-        Some(Entry::Owned(Owned { revision, lock_delay_ms, since_unix_s, quarantined_until, told, head, swept: 0 }))
+        let rivals = Rivals::None;
+        Some(Entry::Owned(Owned { revision, lock_delay_ms, since_unix_s, quarantined_until, told, rivals, swept: 0 }))
     }
 
     #[test]
@@ -405,10 +407,11 @@ mod tests {
         let seen = owned_by("me", &["alive", "other"]);
         let mut knowing = owned(Instant::default(), Told::Contended);
         if let Some(Entry::Owned(owned)) = &mut knowing {
-            owned.head = seen.queue.first().cloned().map(Box::new);
+            owned.rivals = seen.rivals("me");
         }
         for (entry, seen) in [(owned(Instant::default(), Told::Contended), Some(seen)), (knowing, None)] {
-            let Step::Write(Write::HandOver { revision, head, record }) = step(Want::Yield, entry, seen) else {
+            let Step::Write(Write::HandOver { revision, head, record, more: true }) = step(Want::Yield, entry, seen)
+            else {
                 panic!()
             };
             assert_eq!((revision, head.name.as_str(), head.revision), (33, "alive", 40));
@@ -446,6 +449,11 @@ mod tests {
         assert_eq!(step(Want::Look, entry(), Some(owned_by("alive", &[]))), Step::Lost);
         assert_eq!(step(claim(100), entry(), Some(Seen::default())), Step::Lost);
         let rivals = step(Want::Look, entry(), Some(owned_by("me", &["alive"])));
-        assert!(matches!(rivals, Step::Kept { revision: 33, head: Some(_) }), "{rivals:?}");
+        assert!(matches!(rivals, Step::Kept { revision: 33, rivals: Rivals::Known { more: false, .. } }), "{rivals:?}");
+        let mut unknown = entry();
+        if let Some(Entry::Owned(owned)) = &mut unknown {
+            owned.rivals = Rivals::Unknown;
+        }
+        assert_eq!(step(Want::Yield, unknown, None), Step::Read);
     }
 }

@@ -9,7 +9,7 @@ use super::decide::{Circumstances, Step, Want, millis_up};
 use super::layout::RecordValue;
 use super::link::Fault;
 use super::table::{Entry, Owned, Queued, Told};
-use super::txn::{self, Call, Handed, Place, READ_MAX, Seen, Telling, Write};
+use super::txn::{self, Call, Handed, READ_MAX, Rivals, Seen, Telling, Write};
 use super::worker::{What, Worker, unix_s};
 use crate::store::{Event, Operation, StoreError};
 
@@ -178,7 +178,7 @@ impl Worker {
     /// A record was handed to us in the write that tells so. It is ours without another look if it is what we wait for:
     /// a late call is of an earlier time in the queue, and another `meta` makes another epoch of the revision.
     fn take_handed(&mut self, handed: Handed) {
-        let Handed { key, lock_delay_ms, meta_revision, revision } = handed;
+        let Handed { key, lock_delay_ms, meta_revision, more, revision } = handed;
         let awaited = match self.table.get(&key) {
             Some(Entry::Queued(queued)) => queued.revision < revision && queued.lock_delay_ms <= lock_delay_ms,
             _ => false,
@@ -191,8 +191,9 @@ impl Worker {
         }
         let (host, ttl_ms) = (member.me.name.clone(), millis_up(self.config.lease_ttl));
         let value = RecordValue { host, ttl_ms, lock_delay_ms, inherited_ms: 0, since_unix_s: unix_s() };
-        self.own(key.clone(), revision, value, Instant::default(), None);
-        // Who else waits?
+        let rivals = if more { Rivals::Unknown } else { Rivals::None };
+        self.own(key.clone(), revision, value, Instant::default(), rivals);
+        // Who else waits? There may be others since.
         self.start(key, Want::Look);
     }
 
@@ -317,21 +318,22 @@ impl Worker {
         let want = job.want;
         match step {
             Step::Gained { record, quarantined_until } => {
-                let head = job.seen.take().and_then(|seen| seen.queue.into_iter().next());
-                self.own(key, record.revision, record.value, quarantined_until, head);
+                // Our own place went with the hand-over.
+                let rivals = job.seen.take().map_or(Rivals::None, |seen| seen.rivals(&record.value.host));
+                self.own(key, record.revision, record.value, quarantined_until, rivals);
             }
             Step::Queued { nudge } => {
                 self.jobs.nudges.extend(nudge.map(|name| (name, key.clone())));
                 self.finish(&key);
             }
-            Step::Kept { revision, head } => {
-                let rivals = head.is_some();
+            Step::Kept { revision, rivals } => {
+                let contended = rivals.any();
                 if let Some(Entry::Owned(owned)) = self.table.get(&key) {
-                    let owned = Owned { revision, head: head.map(Box::new), ..owned.clone() };
+                    let owned = Owned { revision, rivals, ..owned.clone() };
                     self.table.set(key.clone(), Entry::Owned(owned));
                 }
                 self.finish(&key);
-                if rivals && self.table.contend(&key) {
+                if contended && self.table.contend(&key) {
                     self.report(Event::Contended { key });
                 }
             }
@@ -348,7 +350,7 @@ impl Worker {
                 }
             }
             Step::KeptForQuarantine { record, quarantined_until } => {
-                let owned = self.owned(record.revision, &record.value, quarantined_until, Told::GivenUp, None);
+                let owned = self.owned(record.revision, &record.value, quarantined_until, Told::GivenUp, Rivals::None);
                 self.table.set(key.clone(), Entry::Owned(owned));
                 self.finish(&key);
             }
@@ -370,7 +372,7 @@ impl Worker {
         revision: i64,
         value: RecordValue,
         quarantined_until: Instant,
-        head: Option<Place>,
+        rivals: Rivals,
     ) {
         let want = self.jobs.by_key.get(&key).map(|job| job.want);
         let claim = match (want, self.table.get(&key)) {
@@ -390,13 +392,13 @@ impl Worker {
         tracing::debug!(store = "etcd", key = key.as_str(), epoch = epoch.0, "owned");
         self.report(Event::Gained { key: key.clone(), claim, epoch, lock_delay, quarantined_until });
         // Again with each answer: the driver may have begun anew with this one.
-        let told = if head.is_some() {
+        let told = if rivals.any() {
             self.report(Event::Contended { key: key.clone() });
             Told::Contended
         } else {
             Told::Gained
         };
-        let owned = self.owned(revision, &value, quarantined_until, told, head);
+        let owned = self.owned(revision, &value, quarantined_until, told, rivals);
         self.table.set(key.clone(), Entry::Owned(owned));
         self.finish(&key);
     }
@@ -407,11 +409,11 @@ impl Worker {
         value: &RecordValue,
         quarantined_until: Instant,
         told: Told,
-        head: Option<Place>,
+        rivals: Rivals,
     ) -> Owned {
         let RecordValue { lock_delay_ms, since_unix_s, .. } = *value;
-        let (head, swept) = (head.map(Box::new), self.sweep.pass());
-        Owned { revision, lock_delay_ms, since_unix_s, quarantined_until, told, head, swept }
+        let swept = self.sweep.pass();
+        Owned { revision, lock_delay_ms, since_unix_s, quarantined_until, told, rivals, swept }
     }
 
     pub(super) fn queue(&mut self, key: &LockKey, claim: ClaimId, lock_delay_ms: u64, revision: i64) {

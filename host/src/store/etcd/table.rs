@@ -5,7 +5,7 @@ use std::ops::Bound;
 
 use turnstile_core::{ClaimId, Instant, LockKey};
 
-use super::txn::Place;
+use super::txn::Rivals;
 
 /// A key that we own, or are queued for, or may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +24,7 @@ pub(super) struct Owned {
     pub(super) since_unix_s: u64,
     pub(super) quarantined_until: Instant,
     pub(super) told: Told,
-    /// Who was seen first in the queue. Nobody gets in before it, so it is the first until it leaves.
-    pub(super) head: Option<Box<Place>>,
+    pub(super) rivals: Rivals,
     /// The last pass of the sweep in which it was there.
     pub(super) swept: u32,
 }

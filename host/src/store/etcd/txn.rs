@@ -35,7 +35,7 @@ pub(super) enum Write {
     /// Nobody waits: remove the record.
     Remove { revision: i64 },
     /// Somebody waits: the record goes to the first.
-    HandOver { revision: i64, head: Place, record: RecordValue },
+    HandOver { revision: i64, head: Place, record: RecordValue, more: bool },
     /// Leave the queue, and look whether the record was handed to us before.
     Leave,
 }
@@ -65,6 +65,25 @@ pub(super) struct Place {
     pub(super) revision: i64,
 }
 
+/// Who waits for a record of ours, as far as we know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Rivals {
+    None,
+    /// Nobody gets in before the first, so it is the first until it leaves. There may be more behind it.
+    Known {
+        first: Box<Place>,
+        more: bool,
+    },
+    /// Somebody.
+    Unknown,
+}
+
+impl Rivals {
+    pub(super) fn any(&self) -> bool {
+        *self != Self::None
+    }
+}
+
 /// What was read about one key, all at one revision.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(super) struct Seen {
@@ -76,9 +95,13 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// The first other than `me` that waits.
-    pub(super) fn rival(&self, me: &str) -> Option<&Place> {
-        self.queue.iter().find(|place| place.name != me)
+    /// Who waits beside `me`.
+    pub(super) fn rivals(&self, me: &str) -> Rivals {
+        let mut rivals = self.queue.iter().filter(|place| place.name != me);
+        match rivals.next() {
+            None => Rivals::None,
+            Some(first) => Rivals::Known { first: Box::new(first.clone()), more: rivals.next().is_some() },
+        }
     }
 
     pub(super) fn first(&self) -> Option<&str> {
@@ -158,14 +181,16 @@ pub(super) struct Handed {
     pub(super) lock_delay_ms: u64,
     /// The `meta` under which it was handed over: whoever knows another would make another epoch of the revision.
     pub(super) meta_revision: i64,
+    /// Whether others wait behind.
+    pub(super) more: bool,
     /// The record's.
     pub(super) revision: i64,
 }
 
 impl Handed {
     /// Told apart from keys to look at by a space in front.
-    fn text(key: &LockKey, lock_delay_ms: u64, meta_revision: i64) -> String {
-        format!(" {key} {lock_delay_ms} {meta_revision}")
+    fn text(key: &LockKey, lock_delay_ms: u64, meta_revision: i64, more: bool) -> String {
+        format!(" {key} {lock_delay_ms} {meta_revision} {more}")
     }
 }
 
@@ -173,11 +198,11 @@ impl Call {
     /// Reads a write of a wake key that was made at this revision.
     pub(super) fn parse(text: &str, revision: i64) -> Self {
         let words: Vec<&str> = text.split(' ').collect();
-        if let ["", key, lock_delay_ms, meta_revision] = words[..]
-            && let (Ok(key), Ok(lock_delay_ms), Ok(meta_revision)) =
-                (LockKey::parse(key), lock_delay_ms.parse(), meta_revision.parse())
+        if let ["", key, lock_delay_ms, meta_revision, more] = words[..]
+            && let (Ok(key), Ok(lock_delay_ms), Ok(meta_revision), Ok(more)) =
+                (LockKey::parse(key), lock_delay_ms.parse(), meta_revision.parse(), more.parse())
         {
-            return Self::Handed(Handed { key, lock_delay_ms, meta_revision, revision });
+            return Self::Handed(Handed { key, lock_delay_ms, meta_revision, more, revision });
         }
         Self::Look(words.into_iter().filter_map(|key| LockKey::parse(key).ok()).collect())
     }
@@ -239,11 +264,11 @@ impl Write {
             Self::Remove { revision } => {
                 (vec![record_is(*revision), nobody_waits()], vec![TxnOp::delete(layout.record(key), None)])
             }
-            Self::HandOver { revision, head, record } => {
+            Self::HandOver { revision, head, record, more } => {
                 let waits = Compare::mod_revision(layout.place(key, &head.name), CompareOp::Equal, head.revision);
                 let mut ops = vec![put_record(record), leave(&head.name)];
                 if let Telling::Within { meta_revision } = telling {
-                    let text = Handed::text(key, record.lock_delay_ms, meta_revision);
+                    let text = Handed::text(key, record.lock_delay_ms, meta_revision, *more);
                     ops.push(put_wake(layout, me, &head.name, text));
                 }
                 (vec![record_is(*revision), waits], ops)
@@ -323,8 +348,8 @@ mod tests {
     #[test]
     fn calls_are_read_as_they_were_written() {
         let key = LockKey::parse("t/account:1").unwrap();
-        let handed = Handed { key: key.clone(), lock_delay_ms: 1_500, meta_revision: 3, revision: 77 };
-        assert_eq!(Call::parse(&Handed::text(&key, 1_500, 3), 77), Call::Handed(handed));
+        let handed = Handed { key: key.clone(), lock_delay_ms: 1_500, meta_revision: 3, more: true, revision: 77 };
+        assert_eq!(Call::parse(&Handed::text(&key, 1_500, 3, true), 77), Call::Handed(handed));
         assert_eq!(Call::parse("t/account:1 t/2", 77), Call::Look(vec![key, LockKey::parse("t/2").unwrap()]));
         assert_eq!(Call::parse("", 77), Call::Look(Vec::new()));
     }
