@@ -124,6 +124,11 @@ impl Pending {
         self.turns.is_empty() && self.after_end.is_some()
     }
 
+    /// Whether the end of the lease was submitted.
+    pub(in crate::store) fn wants_to_end(&self) -> bool {
+        self.after_end.is_some()
+    }
+
     /// The lease has ended; what came after that is next.
     pub(in crate::store) fn ended(&mut self) {
         for operation in self.after_end.take().unwrap_or_default() {

@@ -212,7 +212,11 @@ impl Worker {
         tracing::error!(store = "etcd", key = key.as_str(), %foreign, "somebody else writes under our prefix");
         match self.jobs.by_key.get(&key).map(|job| job.want) {
             Some(Want::Claim { claim, .. }) => self.fail(key, claim, StoreError::Rejected(foreign.to_string())),
-            Some(Want::Yield | Want::Look) => self.finish(&key),
+            Some(Want::Yield) => {
+                self.table.remove(&key);
+                self.finish(&key);
+            }
+            Some(Want::Look) => self.finish(&key),
             None => {}
         }
     }

@@ -52,6 +52,8 @@ pub(super) enum Step {
     },
     /// Our turn has come, but we do not believe in our own lease at the moment.
     Unbelieving,
+    /// The owner seems dead, but it is younger than our list of hosts.
+    Unlisted,
 }
 
 /// Who decides, and when.
@@ -152,7 +154,7 @@ impl Circumstances<'_> {
         if self.now >= self.leased_until {
             return Step::Unbelieving;
         }
-        let until = self.quarantine_after(record);
+        let Some(until) = self.quarantine_after(record) else { return Step::Unlisted };
         let inherited_ms = self.inherited_ms(until);
         let lock_delay_ms = record.value.lock_delay_ms.max(lock_delay_ms);
         Step::Write(Write::TakeOver {
@@ -165,11 +167,11 @@ impl Circumstances<'_> {
     }
 
     /// When everything that the dead owner of a record promised is over.
-    fn quarantine_after(&self, record: &Record) -> Instant {
+    fn quarantine_after(&self, record: &Record) -> Option<Instant> {
         let value = &record.value;
         let ttl = Duration::from_millis(value.ttl_ms);
-        let believed_until = self.hosts.believed_until(&value.host, ttl, record.revision, self.now);
-        believed_until + Duration::from_millis(value.lock_delay_ms.max(value.inherited_ms))
+        let believed_until = self.hosts.believed_until(&value.host, ttl, record.revision)?;
+        Some(believed_until + Duration::from_millis(value.lock_delay_ms.max(value.inherited_ms)))
     }
 
     /// What a record must say of a quarantine that lasts `until`. Whoever finds it counts from when it knows of it, or
@@ -269,10 +271,11 @@ mod tests {
     /// "alive" lives; "dead" was seen to die four seconds ago, right after a beat.
     fn hosts() -> Hosts {
         let mut hosts = Hosts::default();
-        let sight = |name: &str| Sight { name: name.into(), created: 1, ttl: TTL };
+        let sight = |name: &str| Sight { name: name.into(), created: 1, written: 1, ttl: TTL };
         hosts.list(vec![sight("me"), sight("alive"), sight("dead")], 10, Instant::from_micros(90_000_000));
-        hosts.hear(News::Beat { sight: sight("dead"), revision: 11 }, Instant::from_micros(96_000_000));
-        hosts.hear(News::Gone { name: "dead".into(), revision: 12 }, Instant::from_micros(96_000_000));
+        hosts.hear(News::Beat(Sight { written: 11, ..sight("dead") }), Instant::from_micros(96_000_000));
+        let gone = News::Gone { name: "dead".into(), revision: 12, written: Some(11) };
+        hosts.hear(gone, Instant::from_micros(96_000_000));
         hosts
     }
 
@@ -360,6 +363,11 @@ mod tests {
         };
         assert_eq!((dead.as_str(), revision), ("dead", 33));
         assert_eq!((record, until), (value("me", 1_000, 2_040), NOW + Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn nobody_is_followed_that_may_have_joined_since_the_list() {
+        assert_eq!(step(claim(100), None, Some(owned_by("unknown", &[]))), Step::Unlisted);
     }
 
     #[test]

@@ -6,9 +6,8 @@
 //! backup never had it), its last belief is over a TTL after *we saw* its last beat. What the cluster's clocks do
 //! cannot harm: its leases only decide how soon a death is noticed.
 //!
-//! A host that we never saw alive, and whose record is older than our list of hosts, was dead when we listed them, so
-//! its belief is over a TTL after that. If its record is younger, the watch lags behind, and all we know is that the host
-//! is dead now.
+//! A host that we never saw alive, and whose record is older than a list of hosts, was dead when we made that list, so
+//! its belief is over a TTL after that. If its record is younger than every list, there must be another list first.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -24,21 +23,24 @@ pub(super) struct Sight {
     pub(super) name: String,
     /// Of its key; the smallest is the oldest host.
     pub(super) created: i64,
+    /// Of its last beat.
+    pub(super) written: i64,
     pub(super) ttl: Duration,
 }
 
 /// What a watch tells about hosts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum News {
-    /// It was written at this revision.
-    Beat { sight: Sight, revision: i64 },
-    /// Its key is gone since this revision.
-    Gone { name: String, revision: i64 },
+    /// It was written.
+    Beat(Sight),
+    /// Its key is gone since this revision; its last beat was of another, as far as that is told.
+    Gone { name: String, revision: i64, written: Option<i64> },
 }
 
 #[derive(Debug)]
 struct Alive {
     created: i64,
+    written: i64,
     ttl: Duration,
     believes_until: Instant,
 }
@@ -52,6 +54,8 @@ pub(super) struct Hosts {
     /// The revision of the last list; older events are in it already.
     listed: i64,
     listed_at: Instant,
+    /// The same of the first list.
+    first: Option<(i64, Instant)>,
     /// None of those that were forgotten believes longer.
     forgotten_until: Instant,
 }
@@ -64,12 +68,13 @@ impl Hosts {
         }
         let mut before = std::mem::take(&mut self.alive);
         (self.listed, self.listed_at) = (revision, now);
+        self.first.get_or_insert((revision, now));
         // The watch may be ahead of the list. Names never come again.
         before.retain(|name, alive| {
             let newer = alive.created > revision;
             if newer {
-                let Alive { created, ttl, believes_until } = *alive;
-                self.alive.insert(name.clone(), Alive { created, ttl, believes_until });
+                let Alive { created, written, ttl, believes_until } = *alive;
+                self.alive.insert(name.clone(), Alive { created, written, ttl, believes_until });
             }
             !newer
         });
@@ -77,9 +82,11 @@ impl Hosts {
             if self.dead.contains_key(&sight.name) {
                 continue;
             }
-            // Nobody tells when it wrote its last beat: before now.
-            before.remove(&sight.name);
-            self.saw(sight, now);
+            match before.remove(&sight.name) {
+                Some(known) if known.written >= sight.written => drop(self.alive.insert(sight.name, known)),
+                // Nobody tells when it wrote that beat: before now.
+                Some(_) | None => self.saw(sight, now),
+            }
         }
         let news = !before.is_empty();
         for (name, alive) in before {
@@ -92,17 +99,19 @@ impl Hosts {
     /// Takes in what the watch told, at `now`. True if somebody is gone.
     pub(super) fn hear(&mut self, news: News, now: Instant) -> bool {
         match news {
-            News::Beat { sight, revision } => {
-                if revision > self.listed {
+            News::Beat(sight) => {
+                if sight.written > self.listed {
                     self.saw(sight, now);
                 }
                 false
             }
-            News::Gone { name, revision } => {
+            News::Gone { name, revision, written } => {
                 if revision <= self.listed {
                     return false;
                 }
                 let believes_until = match self.alive.remove(&name) {
+                    // A beat that the watch left out may have been written just before.
+                    Some(alive) if written.is_none_or(|written| written > alive.written) => now + alive.ttl,
                     Some(alive) => alive.believes_until,
                     None => return false,
                 };
@@ -116,19 +125,30 @@ impl Hosts {
         self.alive.contains_key(name)
     }
 
+    /// Whether there are others.
+    pub(super) fn has_company(&self) -> bool {
+        self.alive.len() > 1
+    }
+
     /// Whether this one has lived longest.
     pub(super) fn is_oldest(&self, name: &str) -> bool {
         let oldest = self.alive.iter().min_by_key(|(_, alive)| alive.created);
         oldest.is_some_and(|(oldest, _)| oldest == name)
     }
 
-    /// When the belief of a host is over that is dead `now`; `ttl` and `revision` are those of a record of its.
-    pub(super) fn believed_until(&self, name: &str, ttl: Duration, revision: i64, now: Instant) -> Instant {
-        match self.dead.get(name) {
-            Some(until) => *until,
-            None if revision > self.listed => now + ttl,
-            None => (self.listed_at + ttl).max(self.forgotten_until),
+    /// When the belief of a dead host is over; `ttl` and `revision` are those of a record of its. `None` if there must
+    /// be another list before that can be told.
+    pub(super) fn believed_until(&self, name: &str, ttl: Duration, revision: i64) -> Option<Instant> {
+        if let Some(until) = self.dead.get(name) {
+            return Some(*until);
         }
+        // Whoever was in the first list and died since is in `dead`, or forgotten.
+        let absent_at = match self.first {
+            Some((first, at)) if revision <= first => at,
+            _ if revision <= self.listed => self.listed_at,
+            _ => return None,
+        };
+        Some((absent_at + ttl).max(self.forgotten_until))
     }
 
     /// The longest TTL among those alive.
@@ -137,8 +157,8 @@ impl Hosts {
     }
 
     fn saw(&mut self, sight: Sight, now: Instant) {
-        let Sight { name, created, ttl } = sight;
-        self.alive.insert(name, Alive { created, ttl, believes_until: now + ttl });
+        let Sight { name, created, written, ttl } = sight;
+        self.alive.insert(name, Alive { created, written, ttl, believes_until: now + ttl });
     }
 
     fn bury(&mut self, name: String, believes_until: Instant) {
@@ -165,15 +185,16 @@ mod tests {
     }
 
     fn sight(name: &str, created: i64) -> Sight {
-        Sight { name: name.into(), created, ttl: TTL }
+        Sight { name: name.into(), created, written: created, ttl: TTL }
     }
 
-    fn beat(name: &str, revision: i64) -> News {
-        News::Beat { sight: sight(name, 1), revision }
+    fn beat(name: &str, written: i64) -> News {
+        News::Beat(Sight { written, ..sight(name, 1) })
     }
 
+    /// Its last beat is the one that was heard.
     fn gone(name: &str, revision: i64) -> News {
-        News::Gone { name: name.into(), revision }
+        News::Gone { name: name.into(), revision, written: Some(0) }
     }
 
     #[test]
@@ -183,7 +204,7 @@ mod tests {
         hosts.hear(beat("a", 11), at(2_000));
         assert!(hosts.is_alive("a"));
         assert!(hosts.hear(gone("a", 12), at(2_500)), "revoked by hand");
-        assert_eq!(hosts.believed_until("a", TTL, 11, at(2_500)), at(7_000));
+        assert_eq!(hosts.believed_until("a", TTL, 11), Some(at(7_000)));
         assert!(!hosts.hear(gone("a", 12), at(2_500)), "no news");
     }
 
@@ -192,16 +213,43 @@ mod tests {
         let mut hosts = Hosts::default();
         hosts.list(vec![sight("a", 1), sight("b", 2)], 10, at(1_000));
         assert!(hosts.list(vec![sight("b", 2)], 20, at(9_000)));
-        assert_eq!(hosts.believed_until("a", TTL, 11, at(9_000)), at(14_000));
-        assert_eq!(hosts.believed_until("never seen", TTL * 2, 15, at(60_000)), at(19_000));
+        assert_eq!(hosts.believed_until("a", TTL, 11), Some(at(14_000)));
+        assert_eq!(hosts.believed_until("never seen", TTL * 2, 15), Some(at(19_000)));
+        assert_eq!(
+            hosts.believed_until("dead from the first", TTL, 9),
+            Some(at(6_000)),
+            "further lists change nothing"
+        );
+    }
+
+    /// The watch was slow, and its events fell to a compaction.
+    #[test]
+    fn a_beat_that_the_watch_left_out_counts_as_just_now() {
+        let mut hosts = Hosts::default();
+        hosts.list(vec![sight("a", 1), sight("b", 2)], 10, at(1_000));
+        for (name, written) in [("a", Some(15)), ("b", None)] {
+            hosts.hear(News::Gone { name: name.into(), revision: 20, written }, at(9_000));
+            assert_eq!(hosts.believed_until(name, TTL, 3), Some(at(14_000)), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_list_without_a_new_beat_makes_nobody_believe_longer() {
+        let mut hosts = Hosts::default();
+        hosts.list(vec![sight("a", 1)], 10, at(1_000));
+        hosts.list(vec![sight("a", 1)], 12, at(4_000));
+        hosts.hear(gone("a", 13), at(6_000));
+        assert_eq!(hosts.believed_until("a", TTL, 3), Some(at(6_000)));
     }
 
     /// It joined after the list, and died before the watch told of either.
     #[test]
-    fn whoever_is_younger_than_the_list_may_have_lived_until_now() {
+    fn nothing_is_known_of_whoever_is_younger_than_the_list() {
         let mut hosts = Hosts::default();
         hosts.list(Vec::new(), 20, at(1_000));
-        assert_eq!(hosts.believed_until("young", TTL, 21, at(60_000)), at(65_000));
+        assert_eq!(hosts.believed_until("young", TTL, 21), None);
+        hosts.list(Vec::new(), 30, at(60_000));
+        assert_eq!(hosts.believed_until("young", TTL, 21), Some(at(65_000)));
     }
 
     #[test]
@@ -209,7 +257,7 @@ mod tests {
         let mut hosts = Hosts::default();
         hosts.list(vec![sight("a", 1), sight("b", 2)], 10, at(1_000));
         hosts.hear(gone("a", 12), at(1_100));
-        hosts.hear(News::Beat { sight: sight("c", 13), revision: 13 }, at(1_100));
+        hosts.hear(News::Beat(sight("c", 13)), at(1_100));
         hosts.list(vec![sight("a", 1), sight("b", 2)], 11, at(1_200));
         assert!(!hosts.is_alive("a") && hosts.is_alive("b") && hosts.is_alive("c"));
         assert!(!hosts.list(Vec::new(), 10, at(1_300)), "older than the last one");
@@ -244,6 +292,6 @@ mod tests {
             hosts.hear(beat(&name, 2), at(60_000));
             hosts.hear(gone(&name, 3), at(60_000));
         }
-        assert_eq!(hosts.believed_until("host-0", TTL, 1, at(99_000)), at(65_000));
+        assert_eq!(hosts.believed_until("host-0", TTL, 1), Some(at(65_000)));
     }
 }

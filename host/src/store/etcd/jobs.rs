@@ -6,6 +6,7 @@ use std::time::Duration;
 use turnstile_core::{ClaimId, Epoch, Instant, LockKey, Token};
 
 use super::decide::{Circumstances, Step, Want, millis_up};
+use super::lanes::Lanes;
 use super::layout::RecordValue;
 use super::link::Fault;
 use super::table::{Entry, Owned, Queued, Told};
@@ -13,7 +14,7 @@ use super::txn::{self, Call, Handed, READ_MAX, Rivals, Seen, Telling, Write};
 use super::worker::{What, Worker, unix_s};
 use crate::store::{Event, Operation, StoreError};
 
-/// Keys in one transaction that writes. etcd takes 128 operations, those of a nested transaction (up to five here) among
+/// Keys in one transaction that writes. etcd takes 128 operations, those of a nested transaction (up to six here) among
 /// them, and each key may wake another host.
 const WRITE_MAX: usize = 60;
 /// Transactions under way at once, of each kind: more would only make each smaller.
@@ -45,8 +46,8 @@ pub(super) struct Job {
 pub(super) struct Jobs {
     pub(super) by_key: HashMap<LockKey, Job>,
     pub(super) ready: VecDeque<LockKey>,
-    to_write: VecDeque<(LockKey, Write)>,
-    to_read: VecDeque<LockKey>,
+    to_write: Lanes<(LockKey, Write)>,
+    to_read: Lanes<LockKey>,
     paused: Vec<LockKey>,
     /// Whom to wake beside all writes.
     nudges: Vec<(String, LockKey)>,
@@ -256,8 +257,8 @@ impl Worker {
     /// Answers claims that are not under way: there is no connection.
     pub(super) fn fail_claims(&mut self, reason: &str, now: Instant) {
         let waiting = std::mem::take(&mut self.jobs.paused).into_iter().chain(std::mem::take(&mut self.jobs.ready));
-        let waiting = waiting.chain(std::mem::take(&mut self.jobs.to_write).into_iter().map(|(key, _)| key));
-        let waiting: Vec<LockKey> = waiting.chain(std::mem::take(&mut self.jobs.to_read)).collect();
+        let waiting = waiting.chain(self.jobs.to_write.take_all().map(|(key, _)| key));
+        let waiting: Vec<LockKey> = waiting.chain(self.jobs.to_read.take_all()).collect();
         for key in waiting {
             self.failed(key, &Fault::Unavailable(reason.to_owned()), now);
         }
@@ -293,13 +294,19 @@ impl Worker {
                     self.relist();
                     self.look_again(key, now);
                 } else {
-                    self.jobs.to_write.push_back((key, write));
+                    let driven = job.driven;
+                    self.jobs.to_write.push((key, write), driven);
                 }
             }
-            // Those that the driver waits for go first.
-            Step::Read if job.driven => self.jobs.to_read.push_front(key),
-            Step::Read => self.jobs.to_read.push_back(key),
+            Step::Read => {
+                let driven = job.driven;
+                self.jobs.to_read.push(key, driven);
+            }
             Step::Unbelieving => self.look_again(key, now),
+            Step::Unlisted => {
+                self.relist();
+                self.look_again(key, now);
+            }
             step => self.conclude(key, step),
         }
     }
@@ -361,7 +368,7 @@ impl Worker {
                 }
                 self.finish(&key);
             }
-            Step::Write(_) | Step::Read | Step::Unbelieving => {}
+            Step::Write(_) | Step::Read | Step::Unbelieving | Step::Unlisted => {}
         }
     }
 
@@ -436,8 +443,8 @@ impl Worker {
             // Its time may have come while something else was done about it.
             self.table.set(key.clone(), entry.clone());
         }
-        if job.woken && self.table.get(key).is_some() {
-            self.start(key.clone(), Want::Look);
+        if job.woken {
+            self.wake(key.clone());
         }
     }
 
@@ -463,10 +470,12 @@ impl Worker {
 
     fn send_writes(&mut self) {
         while self.jobs.writes_flying < FLIGHTS_MAX && !self.jobs.to_write.is_empty() {
+            if self.member().is_none() {
+                return;
+            }
+            let writes = self.jobs.to_write.take(WRITE_MAX);
             let Some(member) = self.member() else { return };
             let (me, meta, layout) = (&member.me, member.meta.revision, &self.layout);
-            let count = self.jobs.to_write.len().min(WRITE_MAX);
-            let writes: Vec<(LockKey, Write)> = self.jobs.to_write.iter().take(count).cloned().collect();
             let mut wakes: HashMap<&str, Vec<&LockKey>> = HashMap::new();
             for (key, write) in &writes {
                 if let Some(name) = write.wakes() {
@@ -486,7 +495,6 @@ impl Worker {
             let apart = wakes.iter().filter(|(name, _)| names.contains(*name));
             operations.extend(apart.map(|(name, keys)| txn::wake(layout, me, name, keys)));
             let transaction = txn::guarded(layout, me, meta, operations);
-            self.jobs.to_write.drain(..count);
             self.jobs.writes_flying += 1;
             self.send(transaction, What::Writes(writes));
         }
@@ -494,11 +502,12 @@ impl Worker {
 
     fn send_reads(&mut self) {
         while self.jobs.reads_flying < FLIGHTS_MAX && !self.jobs.to_read.is_empty() {
+            if self.member().is_none() {
+                return;
+            }
+            let keys = self.jobs.to_read.take(READ_MAX);
             let Some(member) = self.member() else { return };
-            let count = self.jobs.to_read.len().min(READ_MAX);
-            let keys: Vec<LockKey> = self.jobs.to_read.iter().take(count).cloned().collect();
             let transaction = txn::read(&self.layout, &member.me, member.meta.revision, &keys);
-            self.jobs.to_read.drain(..count);
             self.jobs.reads_flying += 1;
             self.send(transaction, What::Reads(keys));
         }

@@ -3,6 +3,7 @@
 //! | key | holds | lives as long as |
 //! |---|---|---|
 //! | `<prefix>meta` | schema, `epoch_base` | the cluster |
+//! | `<prefix>pulse` | nothing of interest: every beat of every host writes it | the cluster |
 //! | `<prefix>hosts/<incarnation>` | its TTL and its last beat | its lease |
 //! | `<prefix>wake/<incarnation>` | lock keys that it shall look at | the lease of who wrote it last |
 //! | `<prefix>keys/<lock key>` | the ownership record | until it is given up, or reaped |
@@ -29,6 +30,11 @@ impl Layout {
 
     pub(super) fn meta(&self) -> String {
         format!("{}meta", self.prefix)
+    }
+
+    /// Its revision shows to whoever beat before whether the cluster has lost that beat.
+    pub(super) fn pulse(&self) -> String {
+        format!("{}pulse", self.prefix)
     }
 
     pub(super) fn hosts(&self) -> String {

@@ -9,7 +9,7 @@ use super::decide::{Want, millis_up};
 use super::hosts::Hosts;
 use super::layout::{HostValue, json};
 use super::line::{Line, PAUSE_FIRST};
-use super::link::{Fault, Meta, Witness, parse_meta};
+use super::link::{Fault, Link, Meta, Witness, parse_meta};
 use super::reaper::Reaper;
 use super::sweep::Sweep;
 use super::table::Table;
@@ -31,8 +31,6 @@ pub(super) struct Member {
     /// Believes in its lease until then.
     pub(super) leased_until: Instant,
     beats: u64,
-    /// The revision of the last beat that we know to have landed.
-    pub(super) beaten: i64,
     pub(super) beating: bool,
     revoking: bool,
 }
@@ -40,8 +38,7 @@ pub(super) struct Member {
 impl Member {
     /// One whose key was written just now.
     pub(super) fn new(me: Me, meta: Meta, leased_until: Instant) -> Self {
-        let beaten = me.created;
-        Self { me, meta, leased_until, beats: 0, beaten, beating: false, revoking: false }
+        Self { me, meta, leased_until, beats: 0, beating: false, revoking: false }
     }
 }
 
@@ -62,6 +59,7 @@ impl Worker {
         let txn =
             Txn::new().when([Compare::create_revision(key.clone(), CompareOp::Equal, member.me.created)]).and_then([
                 TxnOp::put(key, json(&value), Some(PutOptions::new().with_lease(lease))),
+                TxnOp::put(self.layout.pulse(), "", None),
                 TxnOp::get(self.layout.meta(), None),
             ]);
         self.send(txn, What::Beat { anchor: clock::now() });
@@ -76,10 +74,14 @@ impl Worker {
             return Err(Fault::LeaseGone);
         }
         let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
-        member.beaten = member.beaten.max(revision);
-        self.pause = PAUSE_FIRST;
+        self.witness.beaten = self.witness.beaten.max(revision);
         self.working();
-        if let Some(TxnOpResponse::Get(meta)) = response.op_responses().get(1)
+        // A connection that only comes and goes earns no quick return.
+        let stood = |link: &Link| clock::now() >= link.since + self.beat_interval();
+        if self.link().is_some_and(stood) {
+            self.pause = PAUSE_FIRST;
+        }
+        if let Some(TxnOpResponse::Get(meta)) = response.op_responses().get(2)
             && let Some(kv) = meta.kvs().first()
         {
             let epoch_base = parse_meta(&self.layout, kv)?.epoch_base;
@@ -130,7 +132,7 @@ impl Worker {
     pub(super) fn leave_if_forgotten(&mut self, now: Instant) {
         let Phase::Member(member) = &self.phase else { return };
         let forgotten = now > member.leased_until + self.config.lease_ttl;
-        if forgotten && !matches!(self.line, Line::Up(_)) && self.pending.only_the_end() {
+        if forgotten && !matches!(self.line, Line::Up(_)) && self.pending.wants_to_end() {
             self.left();
         }
     }
@@ -191,7 +193,7 @@ impl Worker {
     pub(super) fn went_back(&mut self, reason: &str) {
         let known = self.epoch_base.saturating_add(self.witness.revision.unsigned_abs());
         self.epoch_floor = self.epoch_floor.max(known);
-        let ttl = self.config.lease_ttl.max(self.hosts.longest_ttl());
+        let ttl = self.config.lease_ttl.max(self.hosts.longest_ttl()).max(self.longest_ttl);
         let wait = ttl + Duration::from_millis(self.largest_lock_delay_ms);
         tracing::error!(
             store = "etcd",
@@ -201,6 +203,7 @@ impl Worker {
             "the cluster was restored or replaced: nothing is granted until the wait is over"
         );
         let from = clock::now() + wait;
+        self.generation += 1;
         let was_member = matches!(std::mem::replace(&mut self.phase, Phase::Joining { from }), Phase::Member(_));
         self.witness = Witness::default();
         self.line = Line::Down { from };
@@ -211,6 +214,9 @@ impl Worker {
 
     /// What we had under the lost lease is nothing to us any more.
     pub(super) fn forget(&mut self) {
+        // What the streams of now still bring is of another life.
+        self.generation += 1;
+        self.longest_ttl = self.longest_ttl.max(self.hosts.longest_ttl());
         self.table = Table::default();
         self.hosts = Hosts::default();
         self.reaper = Reaper::default();

@@ -38,7 +38,7 @@ impl Worker {
                     return;
                 }
             },
-            Phase::Member(member) => Who::Member(member.me.clone(), member.beaten),
+            Phase::Member(member) => Who::Member(member.me.clone()),
         };
         let Some(endpoint) = self.config.endpoints.get(self.endpoint % self.config.endpoints.len().max(1)) else {
             return;
@@ -129,7 +129,7 @@ impl Worker {
     }
 
     /// What was called into a watch that was not there, is read.
-    fn ask_who_waits(&self) {
+    pub(super) fn ask_who_waits(&self) {
         let (Line::Up(link), Phase::Member(member)) = (&self.line, &self.phase) else { return };
         let (client, me) = (link.client.clone(), member.me.clone());
         let (config, layout) = (self.config.clone(), Arc::clone(&self.layout));

@@ -11,7 +11,7 @@ use std::time::Duration;
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, Error, Event as WatchEvent, EventType, GetOptions,
     Identity, KeyValue, LeaseKeepAliveStream, LeaseKeeper, PutOptions, ResponseHeader, TlsOptions, Txn, TxnOp,
-    WatchOptions, WatchStream,
+    TxnOpResponse, WatchOptions, WatchStream,
 };
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
@@ -77,6 +77,8 @@ pub(super) struct Witness {
     cluster: Option<u64>,
     /// The highest revision that an answer has shown.
     pub(super) revision: i64,
+    /// The highest revision at which a beat of ours is known to have landed, of whatever incarnation.
+    pub(super) beaten: i64,
 }
 
 impl Witness {
@@ -84,6 +86,7 @@ impl Witness {
     pub(super) fn join(&mut self, other: Self) {
         self.cluster = other.cluster.or(self.cluster);
         self.revision = self.revision.max(other.revision);
+        self.beaten = self.beaten.max(other.beaten);
     }
 
     /// Checks the header of an answer that went through the cluster's consensus. `before` is what was known when the
@@ -119,6 +122,7 @@ const KEEPALIVES_PER_TTL: u32 = 5;
 /// A connection that is ready for use.
 pub(super) struct Link {
     pub(super) client: Client,
+    pub(super) since: Instant,
     listener: JoinHandle<()>,
     /// Requests that are under way end with it.
     open: watch::Sender<()>,
@@ -166,8 +170,7 @@ pub(super) struct Errand {
 
 /// As whom to connect.
 pub(super) enum Who {
-    /// Whose key was written last at this revision, or later.
-    Member(Me, i64),
+    Member(Me),
     New(String),
 }
 
@@ -177,12 +180,11 @@ pub(super) async fn establish(errand: Errand) -> Result<Established, Fault> {
     let mut witness = errand.witness;
     let mut client = within(config, connect(config, &errand.endpoint)).await?;
     let meta = ensure_meta(config, layout, &mut client, &mut witness).await?;
-    let (me, written, anchor) = match errand.who {
-        Who::Member(me, written) => (me, written, None),
+    let (me, anchor) = match errand.who {
+        Who::Member(me) => (me, None),
         Who::New(name) => {
             let (me, anchor) = register(config, layout, &mut client, &mut witness, name).await?;
-            let created = me.created;
-            (me, created, Some(anchor))
+            (me, Some(anchor))
         }
     };
     // That a lease was not found proves nothing: the leader may not know yet that it is one.
@@ -199,12 +201,8 @@ pub(super) async fn establish(errand: Errand) -> Result<Established, Fault> {
     .await?;
     let listed = witness.check(&before, hosts.header())?;
     let ours = hosts.kvs().iter().find(|kv| layout.parse_host(kv.key()).is_some_and(|name| name == me.name));
-    match ours {
-        Some(kv) if kv.create_revision() == me.created && kv.mod_revision() < written => {
-            return Err(Fault::WentBack(format!("our beat of revision {written} is not there any more")));
-        }
-        Some(kv) if kv.create_revision() == me.created => {}
-        Some(_) | None => return Err(Fault::LeaseGone),
+    if ours.is_none_or(|kv| kv.create_revision() != me.created) {
+        return Err(Fault::LeaseGone);
     }
     let hosts: Vec<Sight> = hosts.kvs().iter().filter_map(|kv| sight(layout, kv)).collect();
     let (keeper, kept) = kept?;
@@ -216,7 +214,7 @@ pub(super) async fn establish(errand: Errand) -> Result<Established, Fault> {
         messages: errand.messages,
     };
     let listener = tokio::spawn(listener.run(watch, keeper, kept));
-    let link = Link { client, listener, open: watch::Sender::new(()) };
+    let link = Link { client, since: clock::now(), listener, open: watch::Sender::new(()) };
     Ok(Established { link, me, meta, hosts, listed, anchor, witness })
 }
 
@@ -248,7 +246,8 @@ async fn connect(config: &Config, endpoint: &str) -> Result<Client, Fault> {
     Client::connect([endpoint], Some(options)).await.map_err(|error| Fault::Unavailable(format!("{endpoint}: {error}")))
 }
 
-/// Reads `meta`; makes it, or raises its epoch base to ours, where needed.
+/// Reads `meta`; makes it, or raises its epoch base to ours, where needed. Looks before all else whether the cluster has
+/// lost what we wrote.
 async fn ensure_meta(
     config: &Config,
     layout: &Layout,
@@ -257,11 +256,19 @@ async fn ensure_meta(
 ) -> Result<Meta, Fault> {
     loop {
         let before = *witness;
-        let found =
-            within(config, async { client.get(layout.meta(), None).await.map_err(|error| Fault::of_read(&error)) })
-                .await?;
+        let read = Txn::new().and_then([TxnOp::get(layout.meta(), None), TxnOp::get(layout.pulse(), None)]);
+        let found = within(config, async { client.txn(read).await.map_err(|error| Fault::of_read(&error)) }).await?;
         witness.check(&before, found.header())?;
-        let (revision, value) = match found.kvs().first() {
+        let mut answers = found.op_responses().into_iter();
+        let (Some(TxnOpResponse::Get(meta)), Some(TxnOpResponse::Get(pulse))) = (answers.next(), answers.next()) else {
+            return Err(Fault::Unavailable("an answer that does not fit the question".into()));
+        };
+        let pulse = pulse.kvs().first().map_or(0, KeyValue::mod_revision);
+        if pulse < before.beaten {
+            let beaten = before.beaten;
+            return Err(Fault::WentBack(format!("our beat of revision {beaten} is not there any more")));
+        }
+        let (revision, value) = match meta.kvs().first() {
             None => (0, MetaValue { schema: SCHEMA, epoch_base: 0 }),
             Some(kv) => (kv.mod_revision(), parse_meta(layout, kv)?),
         };
@@ -311,14 +318,16 @@ async fn register(
     let value = HostValue { ttl_ms: super::decide::millis_up(config.lease_ttl), beat: 0 };
     let before = *witness;
     let anchor = clock::now();
-    let txn = Txn::new()
-        .when([Compare::create_revision(layout.host(&name), CompareOp::Equal, 0)])
-        .and_then([TxnOp::put(layout.host(&name), json(&value), Some(PutOptions::new().with_lease(lease)))]);
+    let txn = Txn::new().when([Compare::create_revision(layout.host(&name), CompareOp::Equal, 0)]).and_then([
+        TxnOp::put(layout.host(&name), json(&value), Some(PutOptions::new().with_lease(lease))),
+        TxnOp::put(layout.pulse(), "", None),
+    ]);
     let response = within(config, async { client.txn(txn).await.map_err(|error| Fault::of_write(&error)) }).await?;
     let created = witness.check(&before, response.header())?;
     if !response.succeeded() {
         return Err(Fault::LeaseGone);
     }
+    witness.beaten = created;
     Ok((Me { name, lease, created }, anchor))
 }
 
@@ -330,7 +339,7 @@ struct WatchIds {
 /// Opens both watches on one stream, and waits until they stand.
 async fn open_watches(layout: &Layout, client: &mut Client, me: &Me) -> Result<(WatchStream, WatchIds), Fault> {
     let fault = |error: Error| Fault::of_read(&error);
-    let hosts = WatchOptions::new().with_prefix();
+    let hosts = WatchOptions::new().with_prefix().with_prev_key();
     let mut watch = client.watch(layout.hosts(), Some(hosts)).await.map_err(fault)?;
     let ids = WatchIds { hosts: created(&mut watch).await? };
     watch.watch(layout.wake(&me.name), None).await.map_err(fault)?;
@@ -397,7 +406,8 @@ pub(super) fn after(key: &[u8]) -> Vec<u8> {
 pub(super) fn sight(layout: &Layout, kv: &KeyValue) -> Option<Sight> {
     let name = layout.parse_host(kv.key())?;
     let value: HostValue = serde_json::from_slice(kv.value()).ok()?;
-    Some(Sight { name, created: kv.create_revision(), ttl: Duration::from_millis(value.ttl_ms) })
+    let (created, written) = (kv.create_revision(), kv.mod_revision());
+    Some(Sight { name, created, written, ttl: Duration::from_millis(value.ttl_ms) })
 }
 
 /// Passes on what the streams of one connection bring, and asks etcd to keep the lease.
@@ -450,10 +460,12 @@ impl Listener {
 
     fn news(&self, event: &WatchEvent) -> Option<News> {
         let kv = event.kv()?;
-        let revision = kv.mod_revision();
         match event.event_type() {
-            EventType::Put => Some(News::Beat { sight: sight(&self.layout, kv)?, revision }),
-            EventType::Delete => Some(News::Gone { name: self.layout.parse_host(kv.key())?, revision }),
+            EventType::Put => sight(&self.layout, kv).map(News::Beat),
+            EventType::Delete => {
+                let written = event.prev_kv().map(KeyValue::mod_revision);
+                Some(News::Gone { name: self.layout.parse_host(kv.key())?, revision: kv.mod_revision(), written })
+            }
         }
     }
 

@@ -14,6 +14,7 @@ mod answers;
 mod decide;
 mod hosts;
 mod jobs;
+mod lanes;
 mod layout;
 mod lease;
 mod line;

@@ -27,6 +27,11 @@ impl Sweep {
     pub(super) fn pass(&self) -> u32 {
         self.pass
     }
+
+    /// The page did not come.
+    pub(super) fn give_up(&mut self) {
+        self.under_way = false;
+    }
 }
 
 impl Worker {

@@ -25,6 +25,8 @@ use crate::clock;
 use crate::store::pending::Pending;
 use crate::store::{Event, Operation, StoreError};
 
+/// Rounds, one a TTL, after which all queues are read.
+const QUEUE_ROUNDS: u32 = 4;
 /// Operations that are taken in between two looks at anything else.
 const INTAKE: usize = 256;
 
@@ -76,6 +78,9 @@ pub(super) struct Worker {
     /// The last one known.
     pub(super) epoch_base: u64,
     pub(super) largest_lock_delay_ms: u64,
+    /// Of hosts that we have forgotten.
+    pub(super) longest_ttl: Duration,
+    rounds: u32,
     pub(super) relisting: bool,
     pub(super) pending: Pending,
     pub(super) jobs: Jobs,
@@ -121,6 +126,8 @@ impl Worker {
             witness: Witness::default(),
             epoch_floor: 0,
             largest_lock_delay_ms: 0,
+            longest_ttl: Duration::ZERO,
+            rounds: 0,
             relisting: false,
             epoch_base: 0,
             pending: Pending::default(),
@@ -193,6 +200,11 @@ impl Worker {
                     self.relist();
                     self.look_at_some_queued();
                     self.give_back_unsure();
+                    self.rounds = self.rounds.wrapping_add(1);
+                    // etcd may leave out what a slow watch has not heard, and does not say so.
+                    if self.rounds.is_multiple_of(QUEUE_ROUNDS) && self.hosts.has_company() {
+                        self.ask_who_waits();
+                    }
                 }
                 self.give_up_due(now);
                 self.pump(now);
@@ -281,7 +293,7 @@ impl Worker {
             Message::Called { generation, calls } if generation == self.generation => self.called(calls),
             Message::WaitedFor { generation, keys } if generation == self.generation => match keys {
                 Ok(keys) => self.waited_for(keys),
-                Err(fault) => self.handle(&fault),
+                Err(fault) => tracing::debug!(store = "etcd", %fault, "cannot ask who waits; later again"),
             },
             Message::Broken { generation, reason } if generation == self.generation => {
                 if matches!(self.line, Line::Up(_)) {
@@ -340,6 +352,18 @@ impl Worker {
             }
             Ok(response)
         });
+        let unanswered = matches!(response, Err(Fault::Unavailable(_) | Fault::Ambiguous(_)));
+        match what {
+            // These come again in the next round; beats show whether the connection is of any use.
+            What::Sweep if unanswered => self.sweep.give_up(),
+            What::Hosts if unanswered => self.relisting = false,
+            What::Nudges if unanswered => {}
+            what => return self.taken_in(what, response, now),
+        }
+        Ok(())
+    }
+
+    fn taken_in(&mut self, what: What, response: Result<TxnResponse, Fault>, now: Instant) -> Result<(), Fault> {
         match what {
             What::Beat { anchor } => self.beaten(anchor, response),
             What::Hosts => self.relisted(response, now),
