@@ -108,6 +108,7 @@ pub async fn measure(row: Row, cores: &Cores, window: Duration) -> Result<Sample
         lease_ms: 5_000,
         more: "[ownership]\nidle = \"1h\"".to_owned(),
         core: Some(cores.host),
+        ..HostConfig::default()
     })
     .await;
     let tally = Rc::new(Tally::default());
