@@ -11,9 +11,9 @@ use super::hosts::{Gained, Host, key};
 
 const DELAY: Duration = Duration::from_millis(600);
 
-/// Ownership may pass on only when the dead host's last lease is over, and grants start only a lock delay after that.
+/// Grants start only a lock delay after the end of what the dead host could believe. A store may pass the record on
+/// before that, and say so.
 fn assert_waited_out(gained: &Gained, lease: Instant, delay: Duration) {
-    assert!(gained.seen >= lease, "the key was passed on at {:?}, in the lease until {lease:?}", gained.seen);
     // A store that was slow to notice the death may find everything over.
     let (from, until) = (gained.quarantined_until.max(gained.seen), lease + delay);
     assert!(from >= until, "grants from {from:?}, not {until:?}");

@@ -26,14 +26,16 @@ const DELAY: Duration = Duration::from_millis(300);
 const TICK: Duration = Duration::from_millis(40);
 /// After the last trouble: leases run out, quarantines pass, and everybody gets every key.
 const RECOVERY: Duration = Duration::from_secs(30);
-/// Set to look at other histories: the first seed of [`SEEDS`].
+/// Set to look at other histories: the first seed, and how many follow each other.
 const SEED: &str = "TURNSTILE_ETCD_SEED";
-const SEEDS: u64 = 2;
+const HISTORIES: &str = "TURNSTILE_ETCD_HISTORIES";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_fails_no_two_hosts_own_a_key_at_once() {
-    let first = std::env::var(SEED).map_or(1, |text| text.parse().expect("a seed is a number"));
-    for seed in first..first + SEEDS {
+    let number =
+        |name, default: u64| std::env::var(name).map_or(default, |text| text.parse().expect("a number is given"));
+    let first = number(SEED, 1);
+    for seed in first..first + number(HISTORIES, 2) {
         println!("seed {seed}; {SEED}={seed} begins with this one (timing is not replayed)");
         history(&mut Random(seed)).await;
     }

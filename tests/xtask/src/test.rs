@@ -12,12 +12,14 @@ use crate::progress::Progress;
 /// Makes tests look further that look at random or at all there is: how far, each by a variable of its own.
 const DEEP: &str = "--deep";
 
-/// What they read: runs of the engine's simulation, of the filter's sessions, and faults and seconds of the model.
-const FURTHER: [(&str, &str); 4] = [
+/// What they read: runs of the engine's simulation, of the filter's sessions, faults and seconds of the model, and
+/// histories of the etcd store.
+const FURTHER: [(&str, &str); 5] = [
     ("TURNSTILE_SIM_RUNS", "100000"),
     ("TURNSTILE_SEEDS", "300"),
     ("TURNSTILE_MODEL_DEEPER", "1"),
     ("TURNSTILE_MODEL_SECONDS", "300"),
+    ("TURNSTILE_ETCD_HISTORIES", "20"),
 ];
 
 /// How long each fuzz target runs.
