@@ -197,7 +197,7 @@ async fn whoever_leaves_in_order_leaves_nothing() {
     b.gained(&key("t/1")).await;
     b.end_lease().await;
     let left: Vec<String> = etcd.keys(&place.config.prefix).await.into_iter().map(|left| left.key).collect();
-    assert_eq!(left, [place.named("meta")]);
+    assert_eq!(left, [place.named("meta"), place.named("pulse")]);
 }
 
 /// Members of one place that were not told the same: all of them use the higher one from then on.
