@@ -19,14 +19,14 @@ use turnstile_protocol::{METHOD, NAME_MAX_BYTES, SERVICE, headers};
 use turnstile_rules::{Decision, FilterConfig, LockKeys, RequestView, Rule};
 
 use crate::ask::ask;
-use crate::backoff::{Backoff, Jitter};
+use crate::backoff::Jitter;
 use crate::clock::{Instant, now, random};
 use crate::ending::Facts;
 use crate::flow::{Effect, Event, Flow};
+use crate::hosts::Hosts;
 use crate::reentry::{Kin, Redirected, Reentry};
 use crate::reply::Reply;
 use crate::session::{Names, Outcome, Output, Rejection, RequestRef, StreamToken, TICK};
-use crate::sessions::Sessions;
 use crate::stats::{Stat, Stats};
 use proxy::{Deed, Dialect, OURS, View, answer, number, property, strip, text};
 
@@ -50,7 +50,7 @@ struct Root {
 
 struct Worker {
     config: Rc<FilterConfig>,
-    sessions: Sessions,
+    hosts: Hosts,
     requests: HashMap<RequestRef, GuardedRequest>,
     redirected: Redirected,
     jitter: Jitter,
@@ -76,12 +76,19 @@ struct GuardedRequest {
 impl Context for Root {
     fn on_grpc_stream_message(&mut self, stream: u32, size: usize) {
         let Ok(Some(message)) = hostcalls::get_buffer(BufferType::GrpcReceiveBuffer, 0, size) else { return };
-        self.run(|worker, now| worker.sessions.receive(now, StreamToken(stream), &message));
+        self.run(|worker, now| worker.hosts.receive(now, StreamToken(stream), &message));
     }
 
     fn on_grpc_stream_close(&mut self, stream: u32, status: u32) {
-        log::info!("the stream to the lock host has ended with gRPC status {status}");
-        self.run(|worker, now| worker.sessions.stream_closed(now, StreamToken(stream)));
+        let stream = StreamToken(stream);
+        self.run(|worker, now| {
+            // Those of a host that is known to be away end every now and then.
+            if let Some(cluster) = worker.hosts.cluster_of(stream).filter(|cluster| !worker.hosts.is_away(*cluster)) {
+                let cluster = worker.hosts.name(cluster);
+                log::info!("turnstile: a stream to the host behind {cluster} has ended with gRPC status {status}");
+            }
+            worker.hosts.stream_closed(now, stream);
+        });
     }
 }
 
@@ -90,8 +97,9 @@ impl RootContext for Root {
         let json = hostcalls::get_buffer(BufferType::PluginConfiguration, 0, usize::MAX).ok().flatten();
         match FilterConfig::parse(&json.unwrap_or_default()) {
             Ok(config) => {
-                let (rules, cluster, namespace) = (config.rules.rules().len(), &config.cluster, &config.namespace);
-                log::info!("turnstile: {rules} rules, cluster {cluster}, namespace {namespace}");
+                let (rules, clusters, namespace) =
+                    (config.rules.rules().len(), config.clusters.join(", "), &config.namespace);
+                log::info!("turnstile: {rules} rules, hosts behind {clusters}, namespace {namespace}");
                 self.worker = Worker::new(self.id, config).map(|worker| Rc::new(RefCell::new(worker)));
                 self.worker.is_some()
             }
@@ -104,7 +112,7 @@ impl RootContext for Root {
 
     fn on_tick(&mut self) {
         self.run(|worker, now| {
-            worker.sessions.tick(now);
+            worker.hosts.tick(now);
             worker.report_stats();
         });
     }
@@ -132,10 +140,11 @@ impl Root {
         // Read once per callback, and so right before requests are resumed: every call to the proxy costs.
         let now = now();
         input(&mut worker, now);
+        worker.tell_changes();
         worker.open_streams(now);
         worker.flush();
         for _ in 0..SETTLED_PER_CALLBACK {
-            let Some((request, outcome)) = worker.sessions.poll_outcome() else { break };
+            let Some((request, outcome)) = worker.hosts.poll_outcome() else { break };
             let deed = worker.settle(now, request, outcome);
             // A reset may call back at once.
             drop(worker);
@@ -169,8 +178,8 @@ impl Worker {
             .collect();
         hostcalls::set_tick_period(IDLE_TICK).ok()?;
         Some(Self {
+            hosts: Hosts::new(&config.clusters, &names, seed, now()),
             config: Rc::new(config),
-            sessions: Sessions::new(names, Backoff::new(Jitter::new(seed)), now()),
             requests: HashMap::new(),
             redirected: Redirected::default(),
             jitter: Jitter::new(seed.rotate_left(32)),
@@ -187,7 +196,7 @@ impl Worker {
         let guarded = self.requests.get_mut(&request)?;
         let effect = match outcome {
             Outcome::Granted(granted) => {
-                let is_good = self.sessions.believes(now, request, &granted.tokens);
+                let is_good = self.hosts.believes(now, request, &granted.tokens);
                 if !is_good || guarded.flow.step(Event::Granted) != Effect::Admit {
                     return None;
                 }
@@ -224,7 +233,7 @@ impl Worker {
     fn apply(&mut self, request: RequestRef, effect: Effect) {
         match effect {
             Effect::Release(ending) => {
-                self.sessions.release(request, ending);
+                self.hosts.release(request, ending);
                 let stat = match ending {
                     Ending::Clean => Stat::ReleasedClean,
                     Ending::Unsent => Stat::ReleasedUnsent,
@@ -233,7 +242,7 @@ impl Worker {
                 self.finish(request, Some(stat));
             }
             Effect::Cancel => {
-                self.sessions.cancel(request);
+                self.hosts.cancel(request);
                 self.finish(request, Some(Stat::Cancelled));
             }
             _ => {}
@@ -263,22 +272,33 @@ impl Worker {
 
     /// `before` is an instant before the call: validities are anchored there.
     fn open_streams(&mut self, before: Instant) {
-        while self.sessions.wants_stream(before) {
-            match hostcalls::open_grpc_stream(&self.config.cluster, SERVICE, METHOD, Vec::new()) {
+        while let Some(cluster) = self.hosts.wanted_stream(before) {
+            match hostcalls::open_grpc_stream(self.hosts.name(cluster), SERVICE, METHOD, Vec::new()) {
                 Ok(stream) => {
                     self.stats.count(Stat::StreamsOpened);
-                    self.sessions.stream_opened(before, StreamToken(stream));
+                    self.hosts.stream_opened(before, cluster, StreamToken(stream));
                 }
                 Err(status) => {
-                    log::error!("no stream to the cluster {}: {status:?}", self.config.cluster);
-                    self.sessions.stream_refused(before);
+                    if !self.hosts.is_away(cluster) {
+                        log::error!("no stream to the cluster {}: {status:?}", self.hosts.name(cluster));
+                    }
+                    self.hosts.stream_refused(before, cluster);
+                    self.tell_changes();
                 }
             }
         }
     }
 
+    /// Logs what has become of hosts: once, and not for every request that finds out.
+    fn tell_changes(&mut self) {
+        while let Some((cluster, change)) = self.hosts.poll_change() {
+            let level = if change.is_in_order() { log::Level::Info } else { log::Level::Warn };
+            log::log!(level, "turnstile: the host behind {cluster} {change}");
+        }
+    }
+
     fn flush(&mut self) {
-        while let Some(output) = self.sessions.poll_output() {
+        while let Some(output) = self.hosts.poll_output() {
             let done = match output {
                 Output::Send(StreamToken(stream), message) => {
                     hostcalls::send_grpc_stream_message(stream, Some(&message), false)
@@ -293,11 +313,11 @@ impl Worker {
     }
 
     fn has_errands(&self) -> bool {
-        self.sessions.has_output() || self.needs_hop() || self.tick != self.wanted_tick()
+        self.hosts.has_output() || self.needs_hop() || self.tick != self.wanted_tick()
     }
 
     fn needs_hop(&self) -> bool {
-        !self.hopping && (self.sessions.has_outcome() || self.sessions.is_waking())
+        !self.hopping && (self.hosts.has_outcome() || self.hosts.is_waking())
     }
 
     /// Comes back in a root callback soon if there is something left to do.
@@ -309,7 +329,7 @@ impl Worker {
     }
 
     fn wanted_tick(&self) -> Duration {
-        if self.sessions.is_busy() { TICK } else { IDLE_TICK }
+        if self.hosts.is_busy() { TICK } else { IDLE_TICK }
     }
 
     fn adapt_tick(&mut self) {
@@ -320,6 +340,7 @@ impl Worker {
     }
 
     fn report_stats(&mut self) {
+        self.stats.add(Stat::Failovers, self.hosts.take_failovers());
         for (stat, count) in self.stats.take() {
             // A dead host loses thousands at once: one line tells it.
             if stat == Stat::Lost {
@@ -455,7 +476,7 @@ impl Worker {
         let mut guarded = GuardedRequest { flow: Flow::Idle, rule, keys, kin: Kin::None, dialect };
         guarded.flow.step(Event::Guarded);
         let asked = if self.requests.len() < REQUESTS_MAX {
-            self.sessions.acquire(now(), id, ask)
+            self.hosts.acquire(now(), id, ask)
         } else {
             Err(Rejection::Busy { retry_after: None })
         };

@@ -10,6 +10,7 @@ pub mod ending;
 #[cfg(target_arch = "wasm32")]
 mod filter;
 pub mod flow;
+pub mod hosts;
 pub mod reentry;
 pub mod reply;
 pub mod session;

@@ -28,6 +28,12 @@ impl HolderSecret {
         Some(Self(secret))
     }
 
+    /// The name of the incarnation whose hold it opens, as a Welcome has it; `None` if `secret` is none.
+    pub fn incarnation_of(secret: &[u8]) -> Option<String> {
+        let name = secret.first_chunk().filter(|_| secret.len() == HOLDER_SECRET_BYTES)?;
+        Some(format!("{:016x}", u64::from_be_bytes(*name)))
+    }
+
     /// As the host takes it.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -129,6 +135,8 @@ mod tests {
         assert_eq!((secret.as_bytes()[15], secret.as_bytes()[23]), (0x0f, 0xff));
         assert_eq!(HolderSecret::from_wire(secret.as_bytes()), Some(secret.clone()));
         assert_eq!(HolderSecret::from_header(TEXT.to_uppercase().as_bytes()), Some(secret.clone()));
+        assert_eq!(HolderSecret::incarnation_of(secret.as_bytes()).as_deref(), Some(&TEXT[..16]));
+        assert_eq!([&[1; 23][..], &[]].map(HolderSecret::incarnation_of), [None, None]);
         assert!(!format!("{secret:?}").contains("0a"));
         for length in [0, 23, 25] {
             assert_eq!(HolderSecret::from_wire(&vec![1; length]), None, "{length} bytes");

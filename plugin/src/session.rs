@@ -3,15 +3,15 @@
 //! Inputs are requests ([`Session::acquire`], [`Session::cancel`], [`Session::release`]), the stream
 //! ([`Session::stream_opened`], [`Session::stream_closed`], [`Session::receive`]) and time ([`Session::tick`]). Outputs
 //! are [`Session::wants_stream`], [`Session::poll_output`] and [`Session::poll_outcome`]. Whoever gives an input takes
-//! all outputs afterwards.
+//! all outputs afterwards. Before that, whoever knows other hosts may take waiters to them ([`Session::take_declined`],
+//! [`Session::take_waiter`]).
 
 mod farewells;
+mod handover;
 mod link;
 mod outbox;
 mod pulse;
 mod receive;
-#[cfg(test)]
-mod simulation;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -28,6 +28,7 @@ use link::{Identity, Link};
 use outbox::Outbox;
 use pulse::Pulse;
 
+pub use handover::Sign;
 pub use terms::{Ask, Granted, Loss, Outcome, Rejection, Tokens};
 
 /// The longest time between two calls of [`Session::tick`] while [`Session::is_busy`].
@@ -40,6 +41,8 @@ pub const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
 pub const ANSWER_PATIENCE: Duration = Duration::from_millis(1_500);
 /// A stream that was opened must be welcomed within this time.
 pub const GREETING_PATIENCE: Duration = Duration::from_secs(2);
+/// A host that takes longer than this to greet is passed over, if there is another one.
+pub const GREETING_SUSPICION: Duration = Duration::from_millis(500);
 /// A session that nobody has needed for this long is closed.
 pub const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Requests of one session that wait.
@@ -75,8 +78,9 @@ pub struct Names {
     pub worker: String,
 }
 
+/// A request that waits.
 #[derive(Debug)]
-struct Waiter {
+pub struct Waiter {
     owner: RequestRef,
     acquire: v1::Acquire,
     asked: Instant,
@@ -126,9 +130,13 @@ pub struct Session {
     /// Losses go first: an abort that comes late is worth nothing.
     losses: VecDeque<(RequestRef, Loss)>,
     outcomes: VecDeque<(RequestRef, Outcome)>,
+    /// Waiters that this host does not serve, for now or at all.
+    declined: VecDeque<(Waiter, Rejection)>,
     /// When it was last needed.
     used: Instant,
     draining: bool,
+    /// Whether the host's last word was good for any time.
+    able: bool,
 }
 
 impl Session {
@@ -151,8 +159,10 @@ impl Session {
             closing: None,
             losses: VecDeque::new(),
             outcomes: VecDeque::new(),
+            declined: VecDeque::new(),
             used: now,
             draining: false,
+            able: true,
         }
     }
 
@@ -218,6 +228,15 @@ impl Session {
 
     // Inputs: time.
 
+    /// The session is needed.
+    pub fn wake(&mut self, now: Instant) {
+        self.used = now;
+        if self.link == Link::Idle {
+            self.link = Link::Waking;
+            self.failures = 0;
+        }
+    }
+
     /// Acts on what has come due.
     pub fn tick(&mut self, now: Instant) {
         self.tick_link(now);
@@ -229,7 +248,8 @@ impl Session {
 
     /// What became of a request.
     pub fn poll_outcome(&mut self) -> Option<(RequestRef, Outcome)> {
-        self.poll_loss().or_else(|| self.outcomes.pop_front())
+        let told = self.poll_loss().or_else(|| self.outcomes.pop_front());
+        told.or_else(|| self.poll_declined().map(|(owner, rejection)| (owner, Outcome::Rejected(rejection))))
     }
 
     /// A lost hold, before all other outcomes.
@@ -246,26 +266,6 @@ impl Session {
         self.outbox.pop().map(|message| Output::Send(stream, message))
     }
 
-    /// A new session in place of this one, whose host goes away: it takes over the waiters, and connects after a pause.
-    pub fn successor(&mut self, names: Names, now: Instant) -> Self {
-        let mut successor = Self::new(names, self.backoff.clone(), now);
-        successor.link = Link::Broken { retry_at: now + successor.backoff.pause() };
-        self.hand_over_waiters(now, &mut successor);
-        successor
-    }
-
-    /// Lets the waiters of this session, whose host goes away, ask on another one.
-    pub fn hand_over_waiters(&mut self, now: Instant, successor: &mut Self) {
-        for (id, waiter) in core::mem::take(&mut self.waiters) {
-            self.ids.remove(&waiter.owner);
-            if waiter.sent {
-                self.say_farewell(id, Farewell::Cancel);
-            }
-            successor.wake(now);
-            successor.enqueue(now, Waiter { patient: true, ..waiter });
-        }
-    }
-
     /// Ends the session: the streams that are still to be closed.
     pub fn into_streams(self) -> impl Iterator<Item = StreamToken> {
         [self.closing, self.link.stream()].into_iter().flatten()
@@ -275,7 +275,7 @@ impl Session {
 
     /// Whether [`Session::poll_outcome`] has one.
     pub fn has_outcome(&self) -> bool {
-        !(self.losses.is_empty() && self.outcomes.is_empty())
+        !(self.losses.is_empty() && self.outcomes.is_empty() && self.declined.is_empty())
     }
 
     /// Whether [`Session::poll_output`] has one.
@@ -304,14 +304,6 @@ impl Session {
     }
 
     // Helpers.
-
-    fn wake(&mut self, now: Instant) {
-        self.used = now;
-        if self.link == Link::Idle {
-            self.link = Link::Waking;
-            self.failures = 0;
-        }
-    }
 
     fn enqueue(&mut self, now: Instant, mut waiter: Waiter) {
         let id = self.next_id;

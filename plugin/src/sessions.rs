@@ -1,28 +1,31 @@
-//! The session in use, and those that end while their last holds run out because their host goes away.
+//! The session in use with the host of one cluster, and those that end while their last holds run out because that host
+//! goes away.
 
 use turnstile_protocol::v1::Ending;
 
 use crate::backoff::Backoff;
 use crate::clock::Instant;
-use crate::session::{Ask, Names, Outcome, Output, Rejection, RequestRef, Session, StreamToken, Tokens};
+use crate::session::{Ask, Names, Outcome, Output, Rejection, RequestRef, Session, Sign, StreamToken, Tokens, Waiter};
 
 /// Sessions that may be ending at once; past that, waiters wait until one has ended.
 const RETIRING_MAX: usize = 4;
 
-/// All sessions of one filter in one worker. Its methods are those of [`Session`].
+/// All sessions of one worker with the host of one cluster. Its methods are those of [`Session`].
 #[derive(Debug)]
 pub struct Sessions {
     names: Names,
     current: Session,
     retiring: Vec<Session>,
     closing: Vec<StreamToken>,
+    /// A session was told to go elsewhere.
+    departed: bool,
 }
 
 impl Sessions {
     /// One session, without a stream.
     pub fn new(names: Names, backoff: Backoff, now: Instant) -> Self {
         let current = Session::new(names.clone(), backoff, now);
-        Self { names, current, retiring: Vec::new(), closing: Vec::new() }
+        Self { names, current, retiring: Vec::new(), closing: Vec::new(), departed: false }
     }
 
     /// See [`Session::acquire`].
@@ -81,10 +84,49 @@ impl Sessions {
         self.retire(now);
     }
 
+    /// See [`Session::wake`].
+    pub fn wake(&mut self, now: Instant) {
+        self.current.wake(now);
+    }
+
+    /// See [`Session::hurry`].
+    pub fn hurry(&mut self, now: Instant) {
+        self.current.hurry(now);
+    }
+
+    /// See [`Session::take_waiter`].
+    pub fn take_waiter(&mut self, id: u64) -> Option<Waiter> {
+        self.current.take_waiter(id)
+    }
+
+    /// See [`Session::adopt`].
+    pub fn adopt(&mut self, now: Instant, waiter: Waiter) {
+        self.current.adopt(now, waiter);
+    }
+
+    /// See [`Session::take_declined`].
+    pub fn take_declined(&mut self) -> Option<(Waiter, Rejection)> {
+        self.all().find_map(Session::take_declined)
+    }
+
+    /// See [`Session::reject_declined`].
+    pub fn reject_declined(&mut self, waiter: &Waiter, rejection: Rejection) {
+        self.current.reject_declined(waiter, rejection);
+    }
+
+    /// Whether the host said since the last call that it goes away.
+    pub fn take_departure(&mut self) -> bool {
+        core::mem::take(&mut self.departed)
+    }
+
     /// See [`Session::poll_outcome`].
     pub fn poll_outcome(&mut self) -> Option<(RequestRef, Outcome)> {
-        let loss = self.all().find_map(Session::poll_loss);
-        loss.or_else(|| self.all().find_map(Session::poll_outcome))
+        self.poll_loss().or_else(|| self.all().find_map(Session::poll_outcome))
+    }
+
+    /// See [`Session::poll_loss`].
+    pub fn poll_loss(&mut self) -> Option<(RequestRef, Outcome)> {
+        self.all().find_map(Session::poll_loss)
     }
 
     /// Whether [`Sessions::poll_outcome`] has one.
@@ -115,6 +157,47 @@ impl Sessions {
         self.current.is_busy() || !self.retiring.is_empty()
     }
 
+    /// Whether nobody waits or holds here, and the host knows it.
+    #[cfg(test)]
+    pub(crate) fn is_unused(&self) -> bool {
+        self.current.is_unused() && self.retiring.is_empty()
+    }
+
+    /// Whether the stream is of one of the sessions.
+    pub fn has_stream(&self, stream: StreamToken) -> bool {
+        core::iter::once(&self.current).chain(&self.retiring).any(|session| session.stream() == Some(stream))
+    }
+
+    /// See [`Session::sign`].
+    pub fn sign(&self, now: Instant) -> Sign {
+        self.current.sign(now)
+    }
+
+    /// See [`Session::is_host_down`].
+    pub fn is_host_down(&self) -> bool {
+        self.current.is_host_down()
+    }
+
+    /// See [`Session::incarnation`].
+    pub fn incarnation(&self) -> Option<&str> {
+        self.current.incarnation()
+    }
+
+    /// See [`Session::has_room`].
+    pub fn has_room(&self) -> bool {
+        self.current.has_room()
+    }
+
+    /// See [`Session::waiters`].
+    pub fn waiters(&self) -> impl Iterator<Item = u64> {
+        self.current.waiters()
+    }
+
+    /// See [`Session::waiter`].
+    pub fn waiter(&self, id: u64) -> Option<&Waiter> {
+        self.current.waiter(id)
+    }
+
     /// A session whose host goes away keeps its holds, and hands its waiters to a new one.
     fn retire(&mut self, now: Instant) {
         // What a retiring session asks again is for the host that stays.
@@ -126,6 +209,7 @@ impl Sessions {
         for session in self.retiring.extract_if(.., is_over) {
             self.closing.extend(session.into_streams());
         }
+        self.departed |= self.current.is_draining();
         if self.current.is_draining() && self.retiring.len() < RETIRING_MAX {
             let successor = self.current.successor(self.names.clone(), now);
             let session = core::mem::replace(&mut self.current, successor);

@@ -34,6 +34,8 @@ pub enum Stat {
     ReleasedUnclean,
     /// Holds that ended without the upstream having seen the request.
     ReleasedUnsent,
+    /// Requests that were asked of another host than the one they prefer, or moved on to another.
+    Failovers,
     /// Streams to a host that were opened.
     StreamsOpened,
     /// Faults of the filter itself or of the host, for instance a reply that could not be sent.
@@ -42,7 +44,7 @@ pub enum Stat {
 
 impl Stat {
     /// All of them, with their names.
-    pub const ALL: [(Self, &'static str); 17] = [
+    pub const ALL: [(Self, &'static str); 18] = [
         (Self::Guarded, "turnstile.guarded"),
         (Self::Granted, "turnstile.granted"),
         (Self::Conflict, "turnstile.conflict"),
@@ -58,6 +60,7 @@ impl Stat {
         (Self::ReleasedClean, "turnstile.released_clean"),
         (Self::ReleasedUnclean, "turnstile.released_unclean"),
         (Self::ReleasedUnsent, "turnstile.released_unsent"),
+        (Self::Failovers, "turnstile.failovers"),
         (Self::StreamsOpened, "turnstile.streams_opened"),
         (Self::Errors, "turnstile.errors"),
     ];
@@ -70,8 +73,13 @@ pub struct Stats([u32; Stat::ALL.len()]);
 impl Stats {
     /// Counts one.
     pub fn count(&mut self, stat: Stat) {
+        self.add(stat, 1);
+    }
+
+    /// Counts so many.
+    pub fn add(&mut self, stat: Stat, more: u32) {
         if let Some(count) = self.0.get_mut(stat as usize) {
-            *count = count.saturating_add(1);
+            *count = count.saturating_add(more);
         }
     }
 

@@ -31,8 +31,23 @@ impl Envoy {
     /// # Panics
     /// If it does not become ready; its log is shown.
     pub async fn start(bootstrap: &Bootstrap, workers: usize) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory can be made");
-        let process = launch(dir.path(), bootstrap, workers);
+        Self::ready(begin(bootstrap, workers)).await
+    }
+
+    /// As [`Envoy::start`], for several at the same time.
+    ///
+    /// # Panics
+    /// If one of them does not become ready; its log is shown.
+    pub async fn start_all(bootstraps: &[Bootstrap], workers: usize) -> Vec<Self> {
+        let begun: Vec<_> = bootstraps.iter().map(|bootstrap| begin(bootstrap, workers)).collect();
+        let mut envoys = Vec::new();
+        for one in begun {
+            envoys.push(Self::ready(one).await);
+        }
+        envoys
+    }
+
+    async fn ready((process, dir): (Process, TempDir)) -> Self {
         let admin = admin_address(&dir.path().join("admin")).await;
         let ready = async || Ask::get("/ready").send(admin).await.is_ok_and(|answer| answer.status == 200);
         until("Envoy to be ready", PATIENCE, async || ready().await.then_some(())).await;
@@ -70,6 +85,11 @@ impl Envoy {
     pub fn terminate(&self) {
         self.process.signal(Signal::TERM);
     }
+}
+
+fn begin(bootstrap: &Bootstrap, workers: usize) -> (Process, TempDir) {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    (launch(dir.path(), bootstrap, workers), dir)
 }
 
 fn launch(dir: &Path, bootstrap: &Bootstrap, workers: usize) -> Process {

@@ -1,6 +1,7 @@
-//! A network between two components that can be cut, silenced, deafened and healed.
+//! A network between two components that can be cut, silenced in one direction or both, slowed down and healed.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -11,12 +12,27 @@ use tokio::sync::watch;
 enum Weather {
     /// Everything passes.
     Fair,
-    /// Connections stay open and nothing passes: a half-open connection.
-    Silent,
-    /// What is sent arrives, and no answer comes back.
-    Deaf,
+    /// Everything passes, this much later.
+    Slow(Duration),
+    /// Connections stay open and nothing passes in this direction; without one, in none: a half-open connection.
+    Silent(Option<Direction>),
     /// Connections are closed, and new ones too.
     Cut,
+}
+
+/// Which way something goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    /// From who connected to who listens.
+    There,
+    /// From who listens to who connected.
+    Back,
+}
+
+impl Weather {
+    fn stops(self, direction: Direction) -> bool {
+        matches!(self, Self::Silent(stopped) if stopped.is_none_or(|stopped| stopped == direction))
+    }
 }
 
 /// A TCP relay to one address.
@@ -56,12 +72,22 @@ impl Link {
 
     /// Lets nothing pass from now on, while connections stay open.
     pub fn silence(&self) {
-        self.weather.send_replace(Weather::Silent);
+        self.weather.send_replace(Weather::Silent(None));
+    }
+
+    /// Keeps back from now on what is sent, and lets pass what is answered.
+    pub fn mute(&self) {
+        self.weather.send_replace(Weather::Silent(Some(Direction::There)));
     }
 
     /// Lets requests pass from now on and keeps back what is answered.
     pub fn deafen(&self) {
-        self.weather.send_replace(Weather::Deaf);
+        self.weather.send_replace(Weather::Silent(Some(Direction::Back)));
+    }
+
+    /// Everything arrives later by `delay` at least, and by twice that at most.
+    pub fn slow_down(&self, delay: Duration) {
+        self.weather.send_replace(Weather::Slow(delay));
     }
 
     /// Lets everything pass again.
@@ -93,7 +119,8 @@ async fn accept(
 }
 
 async fn relay(near: TcpStream, target: SocketAddr, mut weather: watch::Receiver<Weather>) {
-    if weather.wait_for(|now| *now != Weather::Silent).await.is_ok_and(|now| *now == Weather::Cut) {
+    let passes = |now: &Weather| !now.stops(Direction::There);
+    if weather.wait_for(passes).await.is_ok_and(|now| *now == Weather::Cut) {
         return;
     }
     let Ok(far) = TcpStream::connect(target).await else {
@@ -104,8 +131,8 @@ async fn relay(near: TcpStream, target: SocketAddr, mut weather: watch::Receiver
     let (far_read, far_write) = far.into_split();
     let both = async {
         tokio::join!(
-            pass(near_read, far_write, weather.clone(), |now| now != Weather::Silent),
-            pass(far_read, near_write, weather.clone(), |now| now != Weather::Silent && now != Weather::Deaf),
+            pass(near_read, far_write, Direction::There, weather.clone()),
+            pass(far_read, near_write, Direction::Back, weather.clone())
         )
     };
     let mut watch = weather.clone();
@@ -118,15 +145,68 @@ async fn relay(near: TcpStream, target: SocketAddr, mut weather: watch::Receiver
 async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
+    direction: Direction,
     mut weather: watch::Receiver<Weather>,
-    passes: impl Fn(Weather) -> bool,
 ) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        let _ = weather.wait_for(|now| passes(*now)).await;
+        let now = weather.wait_for(|now| !now.stops(direction)).await.map_or(Weather::Fair, |now| *now);
+        if let Weather::Slow(delay) = now {
+            tokio::time::sleep(delay).await;
+        }
         if to.write_all(&buffer[..count]).await.is_err() {
             return;
         }
     }
     let _ = to.shutdown().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn echo() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port can be bound");
+        let address = listener.local_addr().expect("a listener has an address");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut reader, mut writer) = stream.split();
+                    let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                });
+            }
+        });
+        address
+    }
+
+    async fn answered(stream: &mut TcpStream) -> bool {
+        stream.write_all(b"x").await.expect("the connection is open");
+        tokio::time::timeout(Duration::from_millis(200), stream.read_u8()).await.is_ok()
+    }
+
+    // If a link let through what it ought to stop, no test of a cut network would mean anything.
+
+    #[tokio::test]
+    async fn what_is_silenced_arrives_when_it_is_healed() {
+        let link = Link::to(echo().await).await;
+        let mut stream = TcpStream::connect(link.address).await.unwrap();
+        assert!(answered(&mut stream).await);
+        for silence in [Link::silence, Link::mute, Link::deafen] {
+            silence(&link);
+            assert!(!answered(&mut stream).await);
+            link.heal();
+            assert_eq!(stream.read_u8().await.unwrap(), b'x');
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_link_delays_and_a_cut_one_closes() {
+        let link = Link::to(echo().await).await;
+        let mut stream = TcpStream::connect(link.address).await.unwrap();
+        link.slow_down(Duration::from_millis(150));
+        assert!(!answered(&mut stream).await, "two delays are more than this waits");
+        assert_eq!(stream.read_u8().await.unwrap(), b'x');
+        link.cut();
+        assert!(stream.read_u8().await.is_err_and(|error| error.kind() == std::io::ErrorKind::UnexpectedEof));
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
@@ -18,6 +18,8 @@ pub type MakeRequest = dyn Fn(usize) -> Ask + Send + Sync;
 pub struct Outcome {
     /// How many answers there were of each status.
     pub statuses: BTreeMap<u16, usize>,
+    /// When a request was answered with another status than 200, and what the answer's body says: one line each.
+    pub refusals: Vec<(Instant, String)>,
     /// Requests without a complete answer, and why.
     pub faults: Vec<String>,
     /// From sending to the end of the answer, in increasing order; of answers with status 200 only.
@@ -61,16 +63,21 @@ impl Outcome {
                 if answer.status == 200 {
                     self.latencies.push(answer.took);
                     self.waits.extend(wait_in(&answer));
+                } else {
+                    let body = String::from_utf8_lossy(&answer.body);
+                    self.refusals.push((Instant::now(), format!("{} {body}", answer.status)));
                 }
             }
             Err(fault) => self.faults.push(fault.to_string()),
         }
     }
 
-    fn merge(&mut self, other: Self) {
+    /// Adds what became of other requests. Latencies are sorted again by who reads them.
+    pub fn merge(&mut self, other: Self) {
         for (status, count) in other.statuses {
             *self.statuses.entry(status).or_default() += count;
         }
+        self.refusals.extend(other.refusals);
         self.faults.extend(other.faults);
         self.latencies.extend(other.latencies);
         self.waits.extend(other.waits);
@@ -140,9 +147,14 @@ impl Load {
         self.done.load(Ordering::Relaxed)
     }
 
+    /// Sends no new requests from now on.
+    pub fn wind_down(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
     /// Sends no new requests from now on, and waits for the ones under way.
     pub async fn stop(self) -> Outcome {
-        self.stop.store(true, Ordering::Relaxed);
+        self.wind_down();
         self.finish().await
     }
 

@@ -3,6 +3,7 @@
 //! Like a real application it goes on working when the proxy has gone away; the record tells both instants.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -109,6 +110,18 @@ impl Upstream {
         self.record.lock().clone()
     }
 
+    /// How many requests were seen so far.
+    pub fn count(&self) -> usize {
+        self.record.lock().len()
+    }
+
+    /// Shows everything but the first `skip` requests, and returns how many were seen so far.
+    pub fn look(&self, skip: usize, look: impl FnMut(&Execution)) -> usize {
+        let executions = self.record.lock();
+        executions.iter().skip(skip).for_each(look);
+        executions.len()
+    }
+
     /// The requests for one path, in the order of arrival.
     pub fn of_path(&self, path: &str) -> Vec<Execution> {
         self.record.lock().iter().filter(|execution| execution.path == path).cloned().collect()
@@ -177,6 +190,17 @@ impl Record {
     fn end(&self, ticket: usize) {
         self.change(ticket, |execution| execution.end = Some(Instant::now()));
     }
+
+    /// The work is done that goes on without its proxy. If the proxy is there, an answer follows and ends it.
+    fn worked(&self, ticket: usize, done: &AtomicBool) {
+        let executions = self.lock();
+        done.store(true, Ordering::Relaxed);
+        let orphaned = executions[ticket].abandoned.is_some();
+        drop(executions);
+        if orphaned {
+            self.end(ticket);
+        }
+    }
 }
 
 /// Notes that the proxy went away, unless told that all went well: hyper drops the work on a request when its
@@ -185,13 +209,21 @@ struct Presence {
     record: Arc<Record>,
     ticket: usize,
     answered: bool,
+    /// Whether nothing is left that goes on without the proxy. Read and changed with the record locked.
+    work_done: Arc<AtomicBool>,
 }
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        if !self.answered {
-            self.record.change(self.ticket, |execution| execution.abandoned = Some(Instant::now()));
+        if self.answered {
+            return;
         }
+        self.record.change(self.ticket, |execution| {
+            execution.abandoned = Some(Instant::now());
+            if self.work_done.load(Ordering::Relaxed) {
+                execution.end = execution.abandoned;
+            }
+        });
     }
 }
 
@@ -213,7 +245,9 @@ async fn serve(record: Arc<Record>, mut request: Request<Incoming>) -> Result<Re
     let ticket = record.begin(&request);
     let text = request.headers().get(HEADER).map(|value| value.to_str().expect("a behaviour is text").to_owned());
     let mut behaviour = Behaviour::parse(text.as_deref().unwrap_or_default());
-    let mut presence = Presence { record: Arc::clone(&record), ticket, answered: false };
+    let work_done = Arc::new(AtomicBool::new(true));
+    let mut presence =
+        Presence { record: Arc::clone(&record), ticket, answered: false, work_done: Arc::clone(&work_done) };
     if request.headers().contains_key("upgrade") {
         presence.answered = true;
         return Ok(echo(record, ticket, request));
@@ -224,11 +258,14 @@ async fn serve(record: Arc<Record>, mut request: Request<Incoming>) -> Result<Re
     }
     // The work is a task of its own: it goes on when the proxy has gone away.
     let (delay, never) = (behaviour.delay, behaviour.finish == Finish::Never);
+    let work_record = Arc::clone(&record);
+    work_done.store(false, Ordering::Relaxed);
     tokio::spawn(async move {
         tokio::time::sleep(delay).await;
         if never {
             std::future::pending::<()>().await;
         }
+        work_record.worked(ticket, &work_done);
     })
     .await?;
     if let Some(path) = &behaviour.call {

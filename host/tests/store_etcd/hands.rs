@@ -157,6 +157,12 @@ async fn a_ghost_is_found_and_given_up_or_claimed_anew() {
     // Claimed by its owner: under a fresh epoch, since nobody knows what was granted under the old one.
     let ghost = plant("t/other").await;
     assert!(a.take(&key("t/other"), Duration::ZERO).await.epoch > ghost);
+    // One that nobody ever asks for goes too.
+    plant("t/forgotten").await;
+    until("the forgotten ghost to go", PATIENCE, async || {
+        record(&etcd, &place, "t/forgotten").await.is_none().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

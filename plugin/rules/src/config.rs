@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use crate::RuleSet;
 use crate::faults::{Fault, FaultList, Faults, Located};
 use crate::json::{Fields, Json};
-use crate::raw::RawRule;
+use crate::raw::{RawRule, texts_of};
+use crate::{CLUSTERS_MAX, RuleSet};
 
-const FIELDS: [&str; 3] = ["cluster", "namespace", "rules"];
+const FIELDS: [&str; 4] = ["cluster", "clusters", "namespace", "rules"];
 const NAMESPACE_DEFAULT: &str = "default";
 const NAMESPACE_MAX_BYTES: usize = 64;
 const CLUSTER_MAX_BYTES: usize = 256;
@@ -15,8 +15,8 @@ const CLUSTER_MAX_BYTES: usize = 256;
 /// The configuration of one filter.
 #[derive(Debug)]
 pub struct FilterConfig {
-    /// The Envoy cluster of the host service.
-    pub cluster: String,
+    /// The Envoy clusters of the hosts, one each: 1 to [`CLUSTERS_MAX`], no two of them equal.
+    pub clusters: Vec<String>,
     /// The namespace of all lock keys; the keys of [`Decision::Guarded`](crate::Decision::Guarded) carry it already.
     pub namespace: String,
     /// The rules.
@@ -37,11 +37,7 @@ impl FilterConfig {
 
     fn from_json(json: &Json, faults: &mut FaultList) -> Option<Self> {
         let fields = Fields::new("", json, &FIELDS, faults)?;
-        if fields.get("cluster").is_none() {
-            faults
-                .add("cluster", "missing; expected the name of the host's cluster in Envoy, as in \"turnstile_host\"");
-        }
-        let cluster = fields.text("cluster", faults).and_then(|source| faults.keep(parse_cluster(&source)));
+        let clusters = take_clusters(&fields, faults);
         let namespace = match fields.text("namespace", faults) {
             Some(source) => faults.keep(parse_namespace(&source)),
             None => Some(NAMESPACE_DEFAULT.to_owned()),
@@ -58,7 +54,7 @@ impl FilterConfig {
             }
         };
         let rules = RuleSet::build(namespace.as_deref().unwrap_or(NAMESPACE_DEFAULT), raw, faults);
-        Some(Self { cluster: cluster?, namespace: namespace?, rules })
+        Some(Self { clusters: clusters?, namespace: namespace?, rules })
     }
 }
 
@@ -107,6 +103,49 @@ fn without_comment(line: &str) -> &str {
         previous = c;
     }
     line
+}
+
+/// The one `cluster`, or the list of `clusters`.
+fn take_clusters(fields: &Fields<'_>, faults: &mut FaultList) -> Option<Vec<String>> {
+    match (fields.get("cluster"), fields.get("clusters")) {
+        (None, None) => {
+            let message = "missing; expected the name of the host's cluster in Envoy, as in \"turnstile_host\"; \
+                           or several of them as a list, clusters";
+            faults.add("cluster", message);
+            None
+        }
+        (Some(_), None) => {
+            let name = fields.text("cluster", faults)?;
+            Some(vec![faults.keep(parse_cluster(&name))?])
+        }
+        (Some(_), Some(_)) => {
+            faults.add("clusters", "given beside cluster; a filter has one of the two");
+            None
+        }
+        (None, Some(Json::List(names))) if !names.is_empty() => parse_clusters(names, faults),
+        (None, Some(_)) => {
+            let message = "expected a list of the names of hosts' clusters in Envoy, as in \
+                           [\"turnstile_host_0\", \"turnstile_host_1\"]";
+            faults.add("clusters", message);
+            None
+        }
+    }
+}
+
+fn parse_clusters(names: &[Json], faults: &mut FaultList) -> Option<Vec<String>> {
+    if names.len() > CLUSTERS_MAX {
+        faults.add("clusters", format!("{} clusters; at most {CLUSTERS_MAX}", names.len()));
+        return None;
+    }
+    let mut clusters: Vec<String> = Vec::with_capacity(names.len());
+    for source in texts_of("clusters", names, faults)? {
+        match faults.keep(parse_cluster(&source)) {
+            Some(name) if clusters.contains(&name) => faults.push(source.fault(0, "this cluster is there twice")),
+            Some(name) => clusters.push(name),
+            None => {}
+        }
+    }
+    Some(clusters)
 }
 
 fn parse_cluster(source: &Located<'_>) -> Result<String, Fault> {

@@ -140,3 +140,6 @@ pub const KEY_MAX_BYTES: usize = 512;
 
 /// The keys that a rule may have; as many as the session protocol takes for one request.
 pub const KEYS_MAX: usize = 16;
+
+/// The clusters of hosts that a filter may have.
+pub const CLUSTERS_MAX: usize = 16;

@@ -211,7 +211,7 @@ fn put<T>(slot: &mut Option<T>, value: T) -> bool {
 }
 
 /// The strings of a list, each at its own place.
-fn texts_of<'a>(place: &str, items: &'a [Json], faults: &mut FaultList) -> Option<Vec<Located<'a>>> {
+pub(crate) fn texts_of<'a>(place: &str, items: &'a [Json], faults: &mut FaultList) -> Option<Vec<Located<'a>>> {
     let mut located = Vec::new();
     for (index, item) in items.iter().enumerate() {
         let place = format!("{place}[{index}]");

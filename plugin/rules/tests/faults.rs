@@ -257,8 +257,9 @@ fn faults_of_documents() {
     };
     check("", "not valid JSON: EOF while parsing a value at line 1 column 0");
     check("{} {}", "not valid JSON: trailing characters at line 1 column 4");
-    check("[]", "expected an object with cluster, namespace, rules, found a list");
-    let cluster = "cluster: missing; expected the name of the host's cluster in Envoy, as in \"turnstile_host\"";
+    check("[]", "expected an object with cluster, clusters, namespace, rules, found a list");
+    let cluster = "cluster: missing; expected the name of the host's cluster in Envoy, as in \"turnstile_host\"; or \
+                   several of them as a list, clusters";
     check("{}", &format!("{cluster}\nrules: missing; expected a list of rules"));
     check(
         r#"{"cluster": null, "rules": []}"#,
@@ -282,6 +283,37 @@ fn faults_of_documents() {
     );
     assert!(FilterConfig::parse(b"\xff").is_err());
     assert!(FilterConfig::parse("[".repeat(100_000).as_bytes()).is_err());
+}
+
+#[test]
+fn faults_of_clusters() {
+    let check = |fields: Value, expected: &str| {
+        let mut config = json!({ "rules": ["* / key=a"] });
+        config.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
+        let faults = FilterConfig::parse(config.to_string().as_bytes()).expect_err("faulty clusters were taken");
+        assert_eq!(faults.to_string(), expected, "{fields}");
+    };
+    let list = "clusters: expected a list of the names of hosts' clusters in Envoy, as in [\"turnstile_host_0\", \
+                \"turnstile_host_1\"]";
+    for clusters in [json!([]), json!("a"), json!({}), json!(null)] {
+        check(json!({ "clusters": clusters }), list);
+    }
+    let both = "clusters: given beside cluster; a filter has one of the two";
+    check(json!({ "cluster": "a", "clusters": ["b"] }), both);
+    check(json!({ "clusters": ["a", 7, "b c"] }), "clusters[1]: expected a string, found a number");
+    let name = "a cluster's name is 1 to 256 visible ASCII characters";
+    check(
+        json!({ "clusters": ["a", "b c", "a", ""] }),
+        &format!(
+            "clusters[1], column 1: {name}\n    b c\n    ^\n\
+             clusters[2], column 1: this cluster is there twice\n    a\n    ^\n\
+             clusters[3], column 1: {name}\n    \n    ^"
+        ),
+    );
+    let names = |count: usize| (0..count).map(|number| format!("host_{number}")).collect::<Vec<_>>();
+    check(json!({ "clusters": names(17) }), "clusters: 17 clusters; at most 16");
+    let most = json!({ "clusters": names(16), "rules": ["* / key=a"] }).to_string();
+    assert_eq!(FilterConfig::parse(most.as_bytes()).expect("good clusters").clusters, names(16));
 }
 
 /// Rules are the same whatever their parameters are called and however their static segments are spelled.
@@ -313,7 +345,7 @@ fn rules_files() {
     assert_eq!(rules, ["POST /a/{id} key=a:{id}#x", "GET /b key=b"].map(Value::from));
     let json = filter_config_json("turnstile_host", "default", &rules).expect("good rules");
     let config = FilterConfig::parse(json.as_bytes()).expect("good rules");
-    assert_eq!((config.cluster.as_str(), config.namespace.as_str()), ("turnstile_host", "default"));
+    assert_eq!((config.clusters[0].as_str(), config.namespace.as_str()), ("turnstile_host", "default"));
     assert_eq!(config.rules.rules().iter().map(|rule| rule.name()).collect::<Vec<_>>(), ["POST /a/{id}", "GET /b"]);
 
     let object = json!({ "match": { "methods": ["POST"], "path": "/a" }, "key": "a" });

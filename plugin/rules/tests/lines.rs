@@ -83,10 +83,10 @@ fn bounds_and_re_entrancy() {
 #[test]
 fn the_document_around_the_rules() {
     let config = parse(&json!("POST /a key=a"));
-    assert_eq!((config.cluster.as_str(), config.namespace.as_str()), ("turnstile_host", "default"));
+    assert_eq!((config.clusters[0].as_str(), config.namespace.as_str()), ("turnstile_host", "default"));
     let json = turnstile_rules::filter_config_json("other", "ns-1", &[json!("POST /a key=a")]).expect("good rules");
     let config = FilterConfig::parse(json.as_bytes()).expect("good rules");
-    assert_eq!((config.cluster.as_str(), config.namespace.as_str()), ("other", "ns-1"));
+    assert_eq!((config.clusters[0].as_str(), config.namespace.as_str()), ("other", "ns-1"));
     let request = common::Request::new("POST /a");
     match config.rules.decide(&request) {
         turnstile_rules::Decision::Guarded { rule, keys } => {

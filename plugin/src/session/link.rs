@@ -101,7 +101,8 @@ impl Session {
 
     /// New requests are answered at once: no host was reached, and no session can be resumed.
     pub fn is_host_down(&self) -> bool {
-        self.failures > 0 && self.identity.is_none() && !self.link.is_live()
+        let is_trying = !matches!(self.link, Link::Idle | Link::Live { .. });
+        is_trying && self.failures > 0 && self.identity.is_none()
     }
 
     pub(super) fn tick_link(&mut self, now: Instant) {
@@ -198,16 +199,16 @@ impl Session {
         self.outbox.clear();
         self.link = Link::Broken { retry_at: now + self.backoff.pause() };
         if self.is_host_down() {
-            self.reject_impatient();
+            self.decline_impatient();
         }
     }
 
-    fn reject_impatient(&mut self) {
+    fn decline_impatient(&mut self) {
         let impatient: Vec<u64> =
             self.waiters.iter().filter(|(_, waiter)| !waiter.patient).map(|(&id, _)| id).collect();
         for id in impatient {
             if let Some(waiter) = self.waiters.remove(&id) {
-                self.reject(waiter.owner, Rejection::HostUnavailable);
+                self.decline(waiter, Rejection::HostUnavailable);
             }
         }
     }

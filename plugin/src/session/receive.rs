@@ -6,6 +6,7 @@ use prost::Message;
 use turnstile_protocol::v1::{self, RejectReason, server_item::Item};
 
 use super::farewells::Farewell;
+use super::handover::may_be_elsewhere;
 use super::link::{Identity, Link};
 use super::{FAREWELLS_MAX, Granted, Hold, Loss, MARGIN, Outcome, Rejection, Session, StreamToken, Waiter};
 use crate::clock::Instant;
@@ -49,6 +50,7 @@ impl Session {
             heard: since,
         });
         self.failures = 0;
+        self.able = true;
         self.pulse.answered(self.pulse.last_seq());
         self.link = Link::Live { stream, next_heartbeat: now + heartbeat, suspected: None };
         if resumed {
@@ -131,7 +133,11 @@ impl Session {
             RejectReason::Invalid | RejectReason::Unsupported | RejectReason::Unspecified => Rejection::Invalid,
             RejectReason::StoreUnavailable | RejectReason::Draining => Rejection::HostUnavailable,
         };
-        self.reject(waiter.owner, rejection);
+        if may_be_elsewhere(reject.reason()) {
+            self.decline(waiter, rejection);
+        } else {
+            self.reject(waiter.owner, rejection);
+        }
     }
 
     fn on_lost(&mut self, id: u64) {
@@ -145,6 +151,7 @@ impl Session {
     fn on_ack(&mut self, ack: &v1::HeartbeatAck) {
         let Some(promise) = self.promise(ack.seq, ack.valid_ms) else { return };
         self.backoff.reset();
+        self.able = ack.valid_ms > 0;
         for hold in self.holds.values_mut().filter(|hold| !hold.lost) {
             hold.promise = hold.promise.max(promise);
         }

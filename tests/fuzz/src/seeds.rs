@@ -82,6 +82,10 @@ pub fn rules() -> Vec<Vec<u8>> {
 ---
 GET h /b/1/2/3
 "#,
+        r#"{"clusters":["turnstile_a","turnstile_b"],"rules":["GET /a key=a"]}
+---
+GET h /a
+"#,
         "POST /move/{from} key=account:{from},account:{query.to},{query.a,b} mode=shared,limit:4,exclusive queue=9 \
          fail_fast=on reentrant=on\n---\nPOST h /move/1?to=1&a,b=%31\n",
         r#"[{"match":{"methods":["*"],"path":"/{x}"},"keys":["a:{x}","b"],"mode":["limit:2","shared"],"queue":"5"}]

@@ -181,7 +181,7 @@ fn plugin_stat(name: &str) -> String {
 
 /// The host as it is shipped: its own defaults.
 fn host_config() -> HostConfig {
-    HostConfig { ttl_ms: 4_000, heartbeat_ms: 1_000, lease_ms: 5_000, more: String::new(), ..HostConfig::default() }
+    HostConfig { ttl_ms: 4_000, heartbeat_ms: 1_000, lease_ms: 5_000, ..HostConfig::default() }
 }
 
 async fn authz(kind: Kind, cluster: &'static str, dir: &Path) -> (Service, Option<(&'static str, SocketAddr)>) {

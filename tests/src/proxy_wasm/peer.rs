@@ -1,6 +1,7 @@
 //! The session protocol from the host's side, as a model in virtual time: it speaks, records and checks; tests script it.
 
 use std::collections::{BTreeMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use prost::Message;
@@ -81,7 +82,7 @@ impl Peer {
             streams: BTreeMap::new(),
             sessions: BTreeMap::new(),
             sessions_opened: 0,
-            incarnation: 1,
+            incarnation: first_incarnation(cluster),
             places: 0,
             tokens: 7 << 20,
         }
@@ -322,12 +323,12 @@ impl Peer {
 
     fn new_session(&mut self) -> u64 {
         self.sessions_opened += 1;
-        self.sessions.insert(self.sessions_opened, Session::new());
+        self.sessions.insert(self.sessions_opened, Session::new(self.incarnation));
         self.sessions_opened
     }
 
     fn incarnation(&self) -> String {
-        format!("{}-{}", self.cluster, self.incarnation)
+        format!("{:016x}", self.incarnation)
     }
 
     fn welcome(&self, session_id: u64, resumed: bool) -> Welcome {
@@ -479,4 +480,11 @@ impl Peer {
             None => panic!("the test acts on request {id}, which is none or over"),
         }
     }
+}
+
+/// No two hosts have the same, however often they restart.
+fn first_incarnation(cluster: &str) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    cluster.hash(&mut hasher);
+    hasher.finish() << 16
 }

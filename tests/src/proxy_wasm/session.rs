@@ -52,6 +52,8 @@ pub(super) struct Session {
     pub(super) promise: Option<Duration>,
     /// When its last heartbeat was processed: it ends a TTL later.
     pub(super) heard: Duration,
+    /// Of the host, which goes into holder secrets.
+    incarnation: u64,
     generation: u64,
     heartbeat_seq: u64,
     last_id: u64,
@@ -60,8 +62,9 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(incarnation: u64) -> Self {
         Self {
+            incarnation,
             stream: None,
             wanted: BTreeMap::new(),
             outbox: VecDeque::new(),
@@ -113,7 +116,7 @@ impl Session {
             Fate::Granted(locks) => locks.clone(),
             Fate::Waiting => {
                 let granted = wanted.keys().map(|_| next(tokens)).collect();
-                Locks { tokens: granted, secret: secret(&wanted.acquire, *tokens) }
+                Locks { tokens: granted, secret: secret(&wanted.acquire, self.incarnation, *tokens) }
             }
         };
         self.grant_locks(now, id, valid, locks);
@@ -195,11 +198,11 @@ pub(super) fn next(last: &mut u64) -> KeyGrant {
 }
 
 /// That of the hold that is joined, a new one, or none, as was asked for.
-fn secret(acquire: &Acquire, number: u64) -> Vec<u8> {
+fn secret(acquire: &Acquire, incarnation: u64, number: u64) -> Vec<u8> {
     if !acquire.reentrant {
         return acquire.reentry_secret.clone();
     }
-    let mut secret = number.to_be_bytes().to_vec();
+    let mut secret = [incarnation.to_be_bytes(), number.to_be_bytes()].concat();
     secret.resize(HOLDER_SECRET_BYTES, 0xa5);
     secret
 }

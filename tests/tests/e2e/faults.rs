@@ -46,7 +46,7 @@ async fn the_host_is_killed_under_load() {
     let load = Load::start(&world.proxies(), 24, ENDLESS, work);
     for _ in 0..2 {
         more_good_ones(&world.upstream, 200).await;
-        world.host.restart();
+        world.hosts[0].restart();
     }
     more_good_ones(&world.upstream, 200).await;
     let outcome = load.stop().await;
@@ -195,12 +195,12 @@ async fn a_host_that_is_terminated_lets_holds_run_out() {
     let mut world = World::start(RULES).await;
     let holder = Ask::post("/jobs/a").behave("delay=1000").spawn(world.proxy());
     world.upstream.began("/jobs/a").await;
-    world.host.process.signal(Signal::TERM);
+    world.hosts[0].process.signal(Signal::TERM);
     assert_eq!(holder.await.unwrap().unwrap().status, 200, "the hold runs out");
-    let status = world.host.process.ended(PATIENCE).await;
+    let status = world.hosts[0].process.ended(PATIENCE).await;
     assert!(status.success(), "{status}");
-    world.host.restart();
-    world.host.ready().await;
+    world.hosts[0].restart();
+    world.hosts[0].ready().await;
     until("requests to be served again", PATIENCE, async || {
         let answer = Ask::post("/jobs/a").send(world.proxy()).await.ok()?;
         (answer.status == 200).then_some(())

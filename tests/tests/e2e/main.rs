@@ -1,6 +1,7 @@
 //! Turnstile as its users meet it: the shipped Envoy configuration and filter in a real Envoy, a real host, and an
 //! application behind them that records who was in it when.
 
+mod clusters;
 mod delays;
 mod endings;
 mod faults;

@@ -115,7 +115,7 @@ async fn a_release_by_force_aborts_all_that_joined() {
 
     let order = json!({ "key": "default/account:1", "by": "ann", "reason": "it hangs" }).to_string();
     let release = Ask::post("/v1/release").header("content-type", "application/json").body(order);
-    assert_eq!(release.send(world.host.api).await.unwrap().status, 200);
+    assert_eq!(release.send(world.hosts[0].api).await.unwrap().status, 200);
     for aborted in [outer, inner] {
         let answer = aborted.await.unwrap().unwrap();
         assert_eq!((answer.status, &answer.json()["type"]), (503, &json!("urn:turnstile:problem:lock-lost")));

@@ -1,6 +1,7 @@
 //! The filter's real wasm file, judged by what client, upstream and host get to see.
 
 mod basics;
+mod clusters;
 mod endings;
 mod hostile;
 mod keys;

@@ -6,8 +6,8 @@ use turnstile_core::{ClaimId, Instant};
 
 use super::hosts::Hosts;
 use super::layout::{PlaceValue, RecordValue};
-use super::table::{Entry, Owned, Told};
-use super::txn::{Record, Seen, Turn, Write};
+use super::table::{Entry, Owned};
+use super::txn::{Place, Record, Seen, Turn, Write};
 
 /// What is wanted of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +30,14 @@ pub(super) enum Step {
         record: Record,
         quarantined_until: Instant,
     },
-    /// We are in the queue, and our turn has not come.
-    Queued,
-    /// It is ours as we knew, now under this revision; and others wait, or not.
+    /// We are in the queue, and our turn has not come. The one whose turn it is should be told, if need be.
+    Queued {
+        nudge: Option<String>,
+    },
+    /// It is ours as we knew, now under this revision; and this one waits first, if anybody does.
     Kept {
         revision: i64,
-        rivals: bool,
+        head: Option<Place>,
     },
     /// What we took for ours is not.
     Lost,
@@ -44,8 +46,10 @@ pub(super) enum Step {
         record: Record,
         quarantined_until: Instant,
     },
-    /// There is nothing of ours left.
-    Nothing,
+    /// There is nothing of ours left. The one whose turn it is now should be told, if need be.
+    Nothing {
+        nudge: Option<String>,
+    },
     /// Our turn has come, but we do not believe in our own lease at the moment.
     Unbelieving,
 }
@@ -95,7 +99,7 @@ impl Circumstances<'_> {
 
     /// The record goes on under a new epoch.
     fn raise(&self, revision: i64, promised_ms: u64, lock_delay_ms: u64, owned: &Owned) -> Step {
-        let inherited_ms = millis_up(owned.quarantined_until.saturating_since(self.now));
+        let inherited_ms = self.inherited_ms(owned.quarantined_until);
         let record = self.record(promised_ms.max(lock_delay_ms), inherited_ms);
         let record = RecordValue { since_unix_s: owned.since_unix_s, ..record };
         Step::Write(Write::Raise { revision, record })
@@ -124,17 +128,20 @@ impl Circumstances<'_> {
     /// The record is not ours. `put` the place again even if we have one (it may remember more).
     fn queue_up(&self, lock_delay_ms: u64, seen: &Seen, put: bool) -> Step {
         let first = seen.first().is_none_or(|first| first == self.me);
+        let head = || seen.first().map(str::to_owned);
         let (revision, wake) = match &seen.record {
             None if first => return Step::Write(Write::Create { record: self.record(lock_delay_ms, 0) }),
-            None => (0, None),
+            None => (0, head()),
             Some(record) if self.hosts.is_alive(&record.value.host) => {
                 (record.revision, Some(record.value.host.clone()))
             }
             Some(record) if first => return self.take_over(lock_delay_ms, record, seen),
-            Some(record) => (record.revision, None),
+            Some(record) => (record.revision, head()),
         };
         if seen.queued && !put {
-            return Step::Queued;
+            // Nobody but the first in the queue can follow a dead owner: it may not know.
+            let behind = seen.record.as_ref().is_none_or(|record| !self.hosts.is_alive(&record.value.host));
+            return Step::Queued { nudge: wake.filter(|_| behind) };
         }
         let place = PlaceValue { lock_delay_ms, ttl_ms: millis_up(self.ttl) };
         Step::Write(Write::Enqueue { revision, place, wake })
@@ -145,21 +152,31 @@ impl Circumstances<'_> {
         if self.now >= self.leased_until {
             return Step::Unbelieving;
         }
-        let until = self.quarantine_after(&record.value);
-        let inherited_ms = millis_up(until.saturating_since(self.now));
+        let until = self.quarantine_after(record);
+        let inherited_ms = self.inherited_ms(until);
         let lock_delay_ms = record.value.lock_delay_ms.max(lock_delay_ms);
         Step::Write(Write::TakeOver {
             revision: record.revision,
             dead: record.value.host.clone(),
             turn: if seen.queue.is_empty() { Turn::NobodyWaits } else { Turn::First },
             record: self.record(lock_delay_ms, inherited_ms),
+            until,
         })
     }
 
     /// When everything that the dead owner of a record promised is over.
-    pub(super) fn quarantine_after(&self, value: &RecordValue) -> Instant {
-        let believed_until = self.hosts.believed_until(&value.host, Duration::from_millis(value.ttl_ms));
+    fn quarantine_after(&self, record: &Record) -> Instant {
+        let value = &record.value;
+        let ttl = Duration::from_millis(value.ttl_ms);
+        let believed_until = self.hosts.believed_until(&value.host, ttl, record.revision, self.now);
         believed_until + Duration::from_millis(value.lock_delay_ms.max(value.inherited_ms))
+    }
+
+    /// What a record must say of a quarantine that lasts `until`. Whoever finds it counts from when it knows of it, or
+    /// from the end of our belief, and on a clock of its own that may be 1 % faster, where ours may be 1 % slower.
+    fn inherited_ms(&self, until: Instant) -> u64 {
+        let left = until.saturating_since(self.now);
+        if left.is_zero() { 0 } else { millis_up(until.saturating_since(self.now.min(self.leased_until)) * 51 / 50) }
     }
 
     fn record(&self, lock_delay_ms: u64, inherited_ms: u64) -> RecordValue {
@@ -175,23 +192,29 @@ impl Circumstances<'_> {
     fn give_up(&self, entry: Option<&Entry>, seen: Option<&Seen>) -> Step {
         let Some(seen) = seen else {
             return match entry {
-                None => Step::Nothing,
-                // Whoever waits is read first; a removal would be refused.
-                Some(Entry::Owned(Owned { told: Told::Contended, .. })) => Step::Read,
-                Some(Entry::Owned(owned)) => Step::Write(Write::Remove { revision: owned.revision }),
-                Some(Entry::Queued(_) | Entry::Unsure) => Step::Write(Write::Leave),
+                None => Step::Nothing { nudge: None },
+                Some(Entry::Owned(owned)) => self.pass_on(owned.revision, owned.head.as_deref()),
+                Some(Entry::Queued(_)) => Step::Write(Write::Leave),
+                Some(Entry::Unsure) => Step::Read,
             };
         };
         if seen.queued {
             return Step::Write(Write::Leave);
         }
-        let Some(record) = self.ours(seen) else { return Step::Nothing };
+        let Some(record) = self.ours(seen) else {
+            let orphan = seen.record.as_ref().is_none_or(|record| !self.hosts.is_alive(&record.value.host));
+            return Step::Nothing { nudge: seen.first().filter(|_| orphan).map(str::to_owned) };
+        };
         if !matches!(entry, Some(Entry::Owned(_))) && record.value.inherited_ms > 0 {
             let quarantined_until = self.quarantine_of(&record.value);
             return Step::KeptForQuarantine { record: record.clone(), quarantined_until };
         }
-        let revision = record.revision;
-        match seen.queue.first() {
+        self.pass_on(record.revision, seen.queue.first())
+    }
+
+    /// To the first in the queue, as far as we know of one.
+    fn pass_on(&self, revision: i64, head: Option<&Place>) -> Step {
+        match head {
             None => Step::Write(Write::Remove { revision }),
             Some(head) => {
                 let record = RecordValue {
@@ -208,7 +231,7 @@ impl Circumstances<'_> {
 
     fn look(&self, entry: Option<&Entry>, seen: Option<&Seen>) -> Step {
         match (entry, seen) {
-            (None | Some(Entry::Unsure), _) => Step::Nothing,
+            (None | Some(Entry::Unsure), _) => Step::Nothing { nudge: None },
             (Some(_), None) => Step::Read,
             (Some(Entry::Queued(queued)), Some(seen)) => match self.ours(seen) {
                 Some(record) if record.value.lock_delay_ms >= queued.lock_delay_ms => self.handed(record),
@@ -216,7 +239,7 @@ impl Circumstances<'_> {
                 None => self.queue_up(queued.lock_delay_ms, seen, false),
             },
             (Some(Entry::Owned(_)), Some(seen)) => match self.ours(seen) {
-                Some(record) => Step::Kept { revision: record.revision, rivals: seen.has_rivals(self.me) },
+                Some(record) => Step::Kept { revision: record.revision, head: seen.rival(self.me).cloned() },
                 None => Step::Lost,
             },
         }
@@ -235,8 +258,7 @@ pub(super) fn millis_up(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::super::hosts::{News, Sight};
-    use super::super::table::Queued;
-    use super::super::txn::Place;
+    use super::super::table::{Queued, Told};
     use super::*;
 
     const TTL: Duration = Duration::from_secs(5);
@@ -283,12 +305,13 @@ mod tests {
     }
 
     fn queued() -> Option<Entry> {
-        Some(Entry::Queued(Queued { claim: ClaimId(1), lock_delay_ms: 100 }))
+        Some(Entry::Queued(Queued { claim: ClaimId(1), lock_delay_ms: 100, revision: 20 }))
     }
 
     fn owned(quarantined_until: Instant, told: Told) -> Option<Entry> {
         let (revision, lock_delay_ms, since_unix_s) = (33, 1_000, 7);
-        Some(Entry::Owned(Owned { revision, lock_delay_ms, since_unix_s, quarantined_until, told, swept: 0 }))
+        let head = None;
+        Some(Entry::Owned(Owned { revision, lock_delay_ms, since_unix_s, quarantined_until, told, head, swept: 0 }))
     }
 
     #[test]
@@ -303,14 +326,18 @@ mod tests {
             panic!()
         };
         assert_eq!((revision, wake.as_deref()), (33, Some("alive")));
-        assert_eq!(step(Want::Look, queued(), Some(owned_by("alive", &["me"]))), Step::Queued);
+        let stays = step(Want::Look, queued(), Some(owned_by("alive", &["me"])));
+        assert_eq!(stays, Step::Queued { nudge: None });
     }
 
     #[test]
     fn a_dead_owner_is_followed_by_the_first_in_the_queue_only() {
         let turn = |queue: &[&str]| match step(Want::Look, queued(), Some(owned_by("dead", queue))) {
             Step::Write(Write::TakeOver { turn, .. }) => Some(turn),
-            Step::Queued => None,
+            Step::Queued { nudge } => {
+                assert_eq!(nudge.as_deref(), Some("alive"), "who may not know that it is its turn");
+                None
+            }
             other => panic!("{other:?}"),
         };
         assert_eq!(turn(&["me", "alive"]), Some(Turn::First));
@@ -318,19 +345,19 @@ mod tests {
         let direct = step(claim(100), None, Some(owned_by("dead", &[])));
         assert!(matches!(direct, Step::Write(Write::TakeOver { turn: Turn::NobodyWaits, .. })), "{direct:?}");
         let behind = step(claim(100), None, Some(owned_by("dead", &["alive"])));
-        assert!(matches!(behind, Step::Write(Write::Enqueue { wake: None, .. })), "{behind:?}");
+        assert!(matches!(behind, Step::Write(Write::Enqueue { wake: Some(_), .. })), "{behind:?}");
     }
 
     /// Its belief may last for a second more, and then its lock delay of a second.
     #[test]
     fn what_a_dead_owner_promised_is_remembered() {
-        let Step::Write(Write::TakeOver { record, dead, revision, .. }) =
+        let Step::Write(Write::TakeOver { record, dead, revision, until, .. }) =
             step(claim(100), None, Some(owned_by("dead", &[])))
         else {
             panic!()
         };
         assert_eq!((dead.as_str(), revision), ("dead", 33));
-        assert_eq!(record, value("me", 1_000, 2_000));
+        assert_eq!((record, until), (value("me", 1_000, 2_040), NOW + Duration::from_secs(2)));
     }
 
     #[test]
@@ -366,24 +393,37 @@ mod tests {
     fn a_raise_keeps_what_is_left_of_a_quarantine() {
         let quarantined_until = NOW + Duration::from_millis(300);
         let raised = step(claim(100), owned(quarantined_until, Told::Gained), None);
-        assert_eq!(raised, Step::Write(Write::Raise { revision: 33, record: value("me", 1_000, 300) }));
+        assert_eq!(raised, Step::Write(Write::Raise { revision: 33, record: value("me", 1_000, 306) }));
         let over = step(claim(100), owned(Instant::default(), Told::Gained), None);
         assert_eq!(over, Step::Write(Write::Raise { revision: 33, record: value("me", 1_000, 0) }));
     }
 
     #[test]
     fn whoever_waits_first_gets_the_record() {
-        assert_eq!(step(Want::Yield, owned(Instant::default(), Told::Contended), None), Step::Read);
         let blind = step(Want::Yield, owned(Instant::default(), Told::Gained), None);
         assert_eq!(blind, Step::Write(Write::Remove { revision: 33 }));
         let seen = owned_by("me", &["alive", "other"]);
-        let Step::Write(Write::HandOver { revision, head, record }) =
-            step(Want::Yield, owned(Instant::default(), Told::Contended), Some(seen))
-        else {
-            panic!()
+        let mut knowing = owned(Instant::default(), Told::Contended);
+        if let Some(Entry::Owned(owned)) = &mut knowing {
+            owned.head = seen.queue.first().cloned().map(Box::new);
+        }
+        for (entry, seen) in [(owned(Instant::default(), Told::Contended), Some(seen)), (knowing, None)] {
+            let Step::Write(Write::HandOver { revision, head, record }) = step(Want::Yield, entry, seen) else {
+                panic!()
+            };
+            assert_eq!((revision, head.name.as_str(), head.revision), (33, "alive", 40));
+            assert_eq!(record, value("alive", 30, 0));
+        }
+    }
+
+    #[test]
+    fn who_leaves_the_queue_of_a_dead_owner_tells_the_next() {
+        let nudge = |owner: &str| match step(Want::Yield, queued(), Some(owned_by(owner, &["other"]))) {
+            Step::Nothing { nudge } => nudge,
+            step => panic!("{step:?}"),
         };
-        assert_eq!((revision, head.name.as_str(), head.revision), (33, "alive", 40));
-        assert_eq!(record, value("alive", 30, 0));
+        assert_eq!(nudge("dead").as_deref(), Some("other"));
+        assert_eq!(nudge("alive"), None);
     }
 
     #[test]
@@ -406,6 +446,6 @@ mod tests {
         assert_eq!(step(Want::Look, entry(), Some(owned_by("alive", &[]))), Step::Lost);
         assert_eq!(step(claim(100), entry(), Some(Seen::default())), Step::Lost);
         let rivals = step(Want::Look, entry(), Some(owned_by("me", &["alive"])));
-        assert_eq!(rivals, Step::Kept { revision: 33, rivals: true });
+        assert!(matches!(rivals, Step::Kept { revision: 33, head: Some(_) }), "{rivals:?}");
     }
 }

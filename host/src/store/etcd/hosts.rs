@@ -6,7 +6,9 @@
 //! backup never had it), its last belief is over a TTL after *we saw* its last beat. What the cluster's clocks do
 //! cannot harm: its leases only decide how soon a death is noticed.
 //!
-//! A host that we never saw alive was dead when we listed the hosts, so its belief is over a TTL after that.
+//! A host that we never saw alive, and whose record is older than our list of hosts, was dead when we listed them, so
+//! its belief is over a TTL after that. If its record is younger, the watch lags behind, and all we know is that the host
+//! is dead now.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -57,9 +59,24 @@ pub(super) struct Hosts {
 impl Hosts {
     /// Takes in a complete list, read at `revision` and received before `now`. True if somebody is gone.
     pub(super) fn list(&mut self, sights: Vec<Sight>, revision: i64, now: Instant) -> bool {
+        if revision < self.listed {
+            return false;
+        }
         let mut before = std::mem::take(&mut self.alive);
         (self.listed, self.listed_at) = (revision, now);
+        // The watch may be ahead of the list. Names never come again.
+        before.retain(|name, alive| {
+            let newer = alive.created > revision;
+            if newer {
+                let Alive { created, ttl, believes_until } = *alive;
+                self.alive.insert(name.clone(), Alive { created, ttl, believes_until });
+            }
+            !newer
+        });
         for sight in sights {
+            if self.dead.contains_key(&sight.name) {
+                continue;
+            }
             // Nobody tells when it wrote its last beat: before now.
             before.remove(&sight.name);
             self.saw(sight, now);
@@ -105,9 +122,18 @@ impl Hosts {
         oldest.is_some_and(|(oldest, _)| oldest == name)
     }
 
-    /// When the belief of a dead host is over; `ttl` is that of its record.
-    pub(super) fn believed_until(&self, name: &str, ttl: Duration) -> Instant {
-        self.dead.get(name).copied().unwrap_or((self.listed_at + ttl).max(self.forgotten_until))
+    /// When the belief of a host is over that is dead `now`; `ttl` and `revision` are those of a record of its.
+    pub(super) fn believed_until(&self, name: &str, ttl: Duration, revision: i64, now: Instant) -> Instant {
+        match self.dead.get(name) {
+            Some(until) => *until,
+            None if revision > self.listed => now + ttl,
+            None => (self.listed_at + ttl).max(self.forgotten_until),
+        }
+    }
+
+    /// The longest TTL among those alive.
+    pub(super) fn longest_ttl(&self) -> Duration {
+        self.alive.values().map(|alive| alive.ttl).max().unwrap_or_default()
     }
 
     fn saw(&mut self, sight: Sight, now: Instant) {
@@ -157,7 +183,7 @@ mod tests {
         hosts.hear(beat("a", 11), at(2_000));
         assert!(hosts.is_alive("a"));
         assert!(hosts.hear(gone("a", 12), at(2_500)), "revoked by hand");
-        assert_eq!(hosts.believed_until("a", TTL), at(7_000));
+        assert_eq!(hosts.believed_until("a", TTL, 11, at(2_500)), at(7_000));
         assert!(!hosts.hear(gone("a", 12), at(2_500)), "no news");
     }
 
@@ -166,8 +192,28 @@ mod tests {
         let mut hosts = Hosts::default();
         hosts.list(vec![sight("a", 1), sight("b", 2)], 10, at(1_000));
         assert!(hosts.list(vec![sight("b", 2)], 20, at(9_000)));
-        assert_eq!(hosts.believed_until("a", TTL), at(14_000));
-        assert_eq!(hosts.believed_until("never seen", TTL * 2), at(19_000));
+        assert_eq!(hosts.believed_until("a", TTL, 11, at(9_000)), at(14_000));
+        assert_eq!(hosts.believed_until("never seen", TTL * 2, 15, at(60_000)), at(19_000));
+    }
+
+    /// It joined after the list, and died before the watch told of either.
+    #[test]
+    fn whoever_is_younger_than_the_list_may_have_lived_until_now() {
+        let mut hosts = Hosts::default();
+        hosts.list(Vec::new(), 20, at(1_000));
+        assert_eq!(hosts.believed_until("young", TTL, 21, at(60_000)), at(65_000));
+    }
+
+    #[test]
+    fn a_list_that_comes_late_revives_nobody_and_buries_nobody() {
+        let mut hosts = Hosts::default();
+        hosts.list(vec![sight("a", 1), sight("b", 2)], 10, at(1_000));
+        hosts.hear(gone("a", 12), at(1_100));
+        hosts.hear(News::Beat { sight: sight("c", 13), revision: 13 }, at(1_100));
+        hosts.list(vec![sight("a", 1), sight("b", 2)], 11, at(1_200));
+        assert!(!hosts.is_alive("a") && hosts.is_alive("b") && hosts.is_alive("c"));
+        assert!(!hosts.list(Vec::new(), 10, at(1_300)), "older than the last one");
+        assert!(hosts.is_alive("b"));
     }
 
     #[test]
@@ -198,6 +244,6 @@ mod tests {
             hosts.hear(beat(&name, 2), at(60_000));
             hosts.hear(gone(&name, 3), at(60_000));
         }
-        assert_eq!(hosts.believed_until("host-0", TTL), at(65_000));
+        assert_eq!(hosts.believed_until("host-0", TTL, 1, at(99_000)), at(65_000));
     }
 }

@@ -1,22 +1,21 @@
 //! What is being done about keys: decided one by one, sent many at a time, concluded when the answer comes.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use etcd_client::{TxnOpResponse, TxnResponse};
 use turnstile_core::{ClaimId, Epoch, Instant, LockKey, Token};
 
-use super::decide::{Circumstances, Step, Want};
+use super::decide::{Circumstances, Step, Want, millis_up};
 use super::layout::RecordValue;
-use super::link::{Fault, Meta, parse_meta};
+use super::link::Fault;
 use super::table::{Entry, Owned, Queued, Told};
-use super::txn::{self, Foreign, READ_MAX, Seen, Write, Written};
+use super::txn::{self, Call, Handed, Place, READ_MAX, Seen, Telling, Write};
 use super::worker::{What, Worker, unix_s};
-use crate::clock;
 use crate::store::{Event, Operation, StoreError};
 
-/// Keys in one transaction that writes: with the wakes, less than the 128 operations that etcd takes.
-const WRITE_MAX: usize = 64;
+/// Keys in one transaction that writes. etcd takes 128 operations, those of a nested transaction (up to five here) among
+/// them, and each key may wake another host.
+const WRITE_MAX: usize = 60;
 /// Transactions under way at once, of each kind: more would only make each smaller.
 const FLIGHTS_MAX: usize = 2;
 /// Operations that are taken up before others are done.
@@ -26,30 +25,35 @@ const ROUND_MAX: usize = 500;
 /// Before something is tried again that cannot go on.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Refusals in a row after which a key gets such a pause.
-const REFUSALS_MAX: u32 = 8;
+pub(super) const REFUSALS_MAX: u32 = 8;
 
 /// What is being done about one key.
 #[derive(Debug)]
-struct Job {
-    want: Want,
-    seen: Option<Seen>,
-    refused: Option<Write>,
-    refusals: u32,
+pub(super) struct Job {
+    pub(super) want: Want,
+    pub(super) seen: Option<Seen>,
+    pub(super) refused: Option<Write>,
+    pub(super) refusals: u32,
     /// Somebody asked us to look at the key meanwhile.
     woken: bool,
+    /// The driver waits for it; other jobs make room.
+    driven: bool,
 }
 
 /// Everything that is being done.
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
-    by_key: HashMap<LockKey, Job>,
-    ready: VecDeque<LockKey>,
+    pub(super) by_key: HashMap<LockKey, Job>,
+    pub(super) ready: VecDeque<LockKey>,
     to_write: VecDeque<(LockKey, Write)>,
     to_read: VecDeque<LockKey>,
     paused: Vec<LockKey>,
+    /// Whom to wake beside all writes.
+    nudges: Vec<(String, LockKey)>,
+    driven: usize,
     retry_at: Option<Instant>,
-    writes_flying: usize,
-    reads_flying: usize,
+    pub(super) writes_flying: usize,
+    pub(super) reads_flying: usize,
     /// The last round over queued keys came to here.
     round: Option<LockKey>,
 }
@@ -72,6 +76,15 @@ impl Jobs {
         self.ready.extend(self.paused.drain(..));
     }
 
+    pub(super) fn decide_again(&mut self, keys: &[LockKey]) {
+        for key in keys {
+            if let Some(job) = self.by_key.get_mut(key) {
+                (job.seen, job.refused) = (None, None);
+                self.ready.push_back(key.clone());
+            }
+        }
+    }
+
     /// Claims that have no answer yet.
     pub(super) fn claims(self) -> impl Iterator<Item = (LockKey, ClaimId)> {
         self.by_key.into_iter().filter_map(|(key, job)| match job.want {
@@ -86,12 +99,6 @@ impl Jobs {
     }
 }
 
-/// A guard of a whole transaction that did not hold.
-enum Guard {
-    Lease,
-    Meta(Meta),
-}
-
 impl Worker {
     /// Takes up what was submitted, decides, and sends as much as may be under way.
     pub(super) fn pump(&mut self, now: Instant) {
@@ -101,55 +108,107 @@ impl Worker {
         if self.jobs.retry_at.is_some_and(|at| at <= now) {
             self.jobs.retry_now();
         }
-        let room = JOBS_MAX.saturating_sub(self.jobs.by_key.len());
+        // What ends at once makes room for what waits behind it.
+        while self.take_up(now) {
+            while let Some(key) = self.jobs.ready.pop_front() {
+                self.decide(key, now);
+            }
+        }
+        self.send_nudges();
+        self.send_writes();
+        self.send_reads();
+    }
+
+    /// Takes operations that were submitted; true if there is something to decide.
+    fn take_up(&mut self, now: Instant) -> bool {
+        let room = JOBS_MAX.saturating_sub(self.jobs.driven);
         for operation in self.pending.take_unless(room, |key| self.jobs.by_key.contains_key(key)) {
             match operation {
                 Operation::Claim { key, claim, lock_delay, new_epoch } => {
-                    let lock_delay_ms = super::decide::millis_up(lock_delay);
+                    let lock_delay_ms = millis_up(lock_delay);
                     self.promised(lock_delay_ms);
-                    self.start(key, Want::Claim { claim, lock_delay_ms, new_epoch });
+                    self.begin(key, Want::Claim { claim, lock_delay_ms, new_epoch }, true);
                 }
                 Operation::Yield { key } => {
                     if !self.keep_for_quarantine(&key, now) {
-                        self.start(key, Want::Yield);
+                        self.begin(key, Want::Yield, true);
                     }
                 }
                 Operation::EndLease => {}
             }
         }
-        while let Some(key) = self.jobs.ready.pop_front() {
-            self.decide(key, now);
-        }
-        self.send_writes();
-        self.send_reads();
+        !self.jobs.ready.is_empty()
     }
 
-    /// Begins to do something about a key, unless something is done about it already.
+    /// Begins to do something about a key of our own accord, unless something is done about it already.
     pub(super) fn start(&mut self, key: LockKey, want: Want) {
-        if self.jobs.by_key.contains_key(&key) {
-            return;
+        if !self.jobs.has(&key) {
+            self.begin(key, want, false);
         }
-        let job = Job { want, seen: None, refused: None, refusals: 0, woken: false };
+    }
+
+    fn begin(&mut self, key: LockKey, want: Want, driven: bool) {
+        let job = Job { want, seen: None, refused: None, refusals: 0, woken: false, driven };
         self.jobs.by_key.insert(key.clone(), job);
+        self.jobs.driven += usize::from(driven);
         self.jobs.ready.push_back(key);
     }
 
-    /// Somebody wants us to look at these keys.
-    pub(super) fn wake(&mut self, keys: Vec<LockKey>) {
+    /// What other hosts call us for.
+    pub(super) fn called(&mut self, calls: Vec<Call>) {
+        for call in calls {
+            match call {
+                Call::Look(keys) => keys.into_iter().for_each(|key| self.wake(key)),
+                Call::Handed(handed) => self.take_handed(handed),
+            }
+        }
+    }
+
+    fn wake(&mut self, key: LockKey) {
+        if let Some(job) = self.jobs.by_key.get_mut(&key) {
+            job.woken = true;
+            return;
+        }
+        match self.table.get(&key) {
+            Some(Entry::Owned(_) | Entry::Queued(_)) => self.start(key, Want::Look),
+            Some(Entry::Unsure) | None => self.give_back(key),
+        }
+    }
+
+    /// A record was handed to us in the write that tells so. It is ours without another look if it is what we wait for:
+    /// a late call is of an earlier time in the queue, and another `meta` makes another epoch of the revision.
+    fn take_handed(&mut self, handed: Handed) {
+        let Handed { key, lock_delay_ms, meta_revision, revision } = handed;
+        let awaited = match self.table.get(&key) {
+            Some(Entry::Queued(queued)) => queued.revision < revision && queued.lock_delay_ms <= lock_delay_ms,
+            _ => false,
+        };
+        let Some(member) = self.member().filter(|member| member.meta.revision == meta_revision) else {
+            return self.wake(key);
+        };
+        if !awaited || self.jobs.has(&key) {
+            return self.wake(key);
+        }
+        let (host, ttl_ms) = (member.me.name.clone(), millis_up(self.config.lease_ttl));
+        let value = RecordValue { host, ttl_ms, lock_delay_ms, inherited_ms: 0, since_unix_s: unix_s() };
+        self.own(key.clone(), revision, value, Instant::default(), None);
+        // Who else waits?
+        self.start(key, Want::Look);
+    }
+
+    /// Others wait for these keys, of which some may be ours.
+    pub(super) fn waited_for(&mut self, keys: Vec<LockKey>) {
         for key in keys {
-            if let Some(job) = self.jobs.by_key.get_mut(&key) {
-                job.woken = true;
-                continue;
+            if matches!(self.table.get(&key), Some(Entry::Owned(_))) {
+                self.start(key, Want::Look);
             }
-            match self.table.get(&key) {
-                Some(Entry::Owned(_)) => {
-                    if self.table.contend(&key) {
-                        self.report(Event::Contended { key });
-                    }
-                }
-                Some(Entry::Queued(_)) => self.start(key, Want::Look),
-                Some(Entry::Unsure) | None => self.give_back(key),
-            }
+        }
+    }
+
+    /// Finds out about writes that may have landed and that nobody asks about any more.
+    pub(super) fn give_back_unsure(&mut self) {
+        for key in self.table.unsure_for_long() {
+            self.start(key, Want::Yield);
         }
     }
 
@@ -194,18 +253,12 @@ impl Worker {
     }
 
     /// Answers claims that are not under way: there is no connection.
-    pub(super) fn fail_claims(&mut self, reason: &str) {
+    pub(super) fn fail_claims(&mut self, reason: &str, now: Instant) {
         let waiting = std::mem::take(&mut self.jobs.paused).into_iter().chain(std::mem::take(&mut self.jobs.ready));
         let waiting = waiting.chain(std::mem::take(&mut self.jobs.to_write).into_iter().map(|(key, _)| key));
         let waiting: Vec<LockKey> = waiting.chain(std::mem::take(&mut self.jobs.to_read)).collect();
         for key in waiting {
-            match self.jobs.by_key.get(&key).map(|job| job.want) {
-                Some(Want::Claim { claim, .. }) => {
-                    self.fail(key, claim, StoreError::Unavailable(reason.to_owned()));
-                }
-                Some(Want::Yield | Want::Look) => self.jobs.ready.push_back(key),
-                None => {}
-            }
+            self.failed(key, &Fault::Unavailable(reason.to_owned()), now);
         }
         for operation in self.pending.take_claims() {
             if let Operation::Claim { key, claim, .. } = operation {
@@ -214,7 +267,7 @@ impl Worker {
         }
     }
 
-    fn fail(&mut self, key: LockKey, claim: ClaimId, error: StoreError) {
+    pub(super) fn fail(&mut self, key: LockKey, claim: ClaimId, error: StoreError) {
         self.finish(&key);
         self.report(Event::Failed { key, claim, error });
     }
@@ -242,6 +295,8 @@ impl Worker {
                     self.jobs.to_write.push_back((key, write));
                 }
             }
+            // Those that the driver waits for go first.
+            Step::Read if job.driven => self.jobs.to_read.push_front(key),
             Step::Read => self.jobs.to_read.push_back(key),
             Step::Unbelieving => self.look_again(key, now),
             step => self.conclude(key, step),
@@ -249,7 +304,7 @@ impl Worker {
     }
 
     /// After a pause, from what is there then.
-    fn look_again(&mut self, key: LockKey, now: Instant) {
+    pub(super) fn look_again(&mut self, key: LockKey, now: Instant) {
         if let Some(job) = self.jobs.by_key.get_mut(&key) {
             (job.seen, job.refused, job.refusals) = (None, None, 0);
             self.jobs.pause(key, now);
@@ -262,18 +317,17 @@ impl Worker {
         let want = job.want;
         match step {
             Step::Gained { record, quarantined_until } => {
-                let rivals = job.seen.as_ref().is_some_and(|seen| !seen.queue.is_empty());
-                self.own(key, record.revision, record.value, quarantined_until, rivals);
+                let head = job.seen.take().and_then(|seen| seen.queue.into_iter().next());
+                self.own(key, record.revision, record.value, quarantined_until, head);
             }
-            Step::Queued => {
-                if let Want::Claim { claim, lock_delay_ms, .. } = want {
-                    self.queue(&key, claim, lock_delay_ms);
-                }
+            Step::Queued { nudge } => {
+                self.jobs.nudges.extend(nudge.map(|name| (name, key.clone())));
                 self.finish(&key);
             }
-            Step::Kept { revision, rivals } => {
+            Step::Kept { revision, head } => {
+                let rivals = head.is_some();
                 if let Some(Entry::Owned(owned)) = self.table.get(&key) {
-                    let owned = Owned { revision, ..owned.clone() };
+                    let owned = Owned { revision, head: head.map(Box::new), ..owned.clone() };
                     self.table.set(key.clone(), Entry::Owned(owned));
                 }
                 self.finish(&key);
@@ -294,11 +348,12 @@ impl Worker {
                 }
             }
             Step::KeptForQuarantine { record, quarantined_until } => {
-                let owned = self.owned(record.revision, &record.value, quarantined_until, Told::GivenUp);
+                let owned = self.owned(record.revision, &record.value, quarantined_until, Told::GivenUp, None);
                 self.table.set(key.clone(), Entry::Owned(owned));
                 self.finish(&key);
             }
-            Step::Nothing => {
+            Step::Nothing { nudge } => {
+                self.jobs.nudges.extend(nudge.map(|name| (name, key.clone())));
                 if !matches!(want, Want::Look) {
                     self.table.remove(&key);
                 }
@@ -309,7 +364,14 @@ impl Worker {
     }
 
     /// Takes down that the key is ours, and tells the driver; ends the job.
-    fn own(&mut self, key: LockKey, revision: i64, value: RecordValue, quarantined_until: Instant, rivals: bool) {
+    pub(super) fn own(
+        &mut self,
+        key: LockKey,
+        revision: i64,
+        value: RecordValue,
+        quarantined_until: Instant,
+        head: Option<Place>,
+    ) {
         let want = self.jobs.by_key.get(&key).map(|job| job.want);
         let claim = match (want, self.table.get(&key)) {
             (Some(Want::Claim { claim, .. }), _) => claim,
@@ -328,43 +390,74 @@ impl Worker {
         tracing::debug!(store = "etcd", key = key.as_str(), epoch = epoch.0, "owned");
         self.report(Event::Gained { key: key.clone(), claim, epoch, lock_delay, quarantined_until });
         // Again with each answer: the driver may have begun anew with this one.
-        let told = if rivals {
+        let told = if head.is_some() {
             self.report(Event::Contended { key: key.clone() });
             Told::Contended
         } else {
             Told::Gained
         };
-        let owned = self.owned(revision, &value, quarantined_until, told);
+        let owned = self.owned(revision, &value, quarantined_until, told, head);
         self.table.set(key.clone(), Entry::Owned(owned));
         self.finish(&key);
     }
 
-    fn owned(&self, revision: i64, value: &RecordValue, quarantined_until: Instant, told: Told) -> Owned {
+    fn owned(
+        &self,
+        revision: i64,
+        value: &RecordValue,
+        quarantined_until: Instant,
+        told: Told,
+        head: Option<Place>,
+    ) -> Owned {
         let RecordValue { lock_delay_ms, since_unix_s, .. } = *value;
-        Owned { revision, lock_delay_ms, since_unix_s, quarantined_until, told, swept: self.sweep.pass() }
+        let (head, swept) = (head.map(Box::new), self.sweep.pass());
+        Owned { revision, lock_delay_ms, since_unix_s, quarantined_until, told, head, swept }
     }
 
-    fn queue(&mut self, key: &LockKey, claim: ClaimId, lock_delay_ms: u64) {
+    pub(super) fn queue(&mut self, key: &LockKey, claim: ClaimId, lock_delay_ms: u64, revision: i64) {
         let again = self.is_queued_as(key, claim);
-        self.table.set(key.clone(), Entry::Queued(Queued { claim, lock_delay_ms }));
+        self.table.set(key.clone(), Entry::Queued(Queued { claim, lock_delay_ms, revision }));
         if !again {
             self.report(Event::Queued { key: key.clone(), claim });
         }
     }
 
-    fn is_queued_as(&self, key: &LockKey, claim: ClaimId) -> bool {
+    pub(super) fn is_queued_as(&self, key: &LockKey, claim: ClaimId) -> bool {
         matches!(self.table.get(key), Some(Entry::Queued(queued)) if queued.claim == claim)
     }
 
     /// The job is over; if somebody woke us meanwhile, another begins.
-    fn finish(&mut self, key: &LockKey) {
-        let woken = self.jobs.by_key.remove(key).is_some_and(|job| job.woken);
-        if woken && self.table.get(key).is_some() {
+    pub(super) fn finish(&mut self, key: &LockKey) {
+        let Some(job) = self.jobs.by_key.remove(key) else { return };
+        self.jobs.driven -= usize::from(job.driven);
+        if let Some(entry @ Entry::Owned(Owned { told: Told::GivenUp, .. })) = self.table.get(key) {
+            // Its time may have come while something else was done about it.
+            self.table.set(key.clone(), entry.clone());
+        }
+        if job.woken && self.table.get(key).is_some() {
             self.start(key.clone(), Want::Look);
         }
     }
 
     // Sending.
+
+    /// Whoever does not know that it is its turn is woken beside all writes.
+    fn send_nudges(&mut self) {
+        if self.jobs.nudges.is_empty() {
+            return;
+        }
+        let Some(member) = self.member() else { return };
+        let count = self.jobs.nudges.len().min(WRITE_MAX);
+        let mut wakes: HashMap<&str, Vec<&LockKey>> = HashMap::new();
+        for (name, key) in self.jobs.nudges.iter().take(count) {
+            wakes.entry(name).or_default().push(key);
+        }
+        let operations =
+            wakes.into_iter().map(|(name, keys)| txn::wake(&self.layout, &member.me, name, &keys)).collect();
+        let transaction = txn::guarded(&self.layout, &member.me, member.meta.revision, operations);
+        self.jobs.nudges.drain(..count);
+        self.send(transaction, What::Nudges);
+    }
 
     fn send_writes(&mut self) {
         while self.jobs.writes_flying < FLIGHTS_MAX && !self.jobs.to_write.is_empty() {
@@ -372,14 +465,24 @@ impl Worker {
             let (me, meta, layout) = (&member.me, member.meta.revision, &self.layout);
             let count = self.jobs.to_write.len().min(WRITE_MAX);
             let writes: Vec<(LockKey, Write)> = self.jobs.to_write.iter().take(count).cloned().collect();
-            let mut operations: Vec<_> = writes.iter().map(|(key, write)| write.operation(layout, me, key)).collect();
             let mut wakes: HashMap<&str, Vec<&LockKey>> = HashMap::new();
             for (key, write) in &writes {
                 if let Some(name) = write.wakes() {
                     wakes.entry(name).or_default().push(key);
                 }
             }
-            operations.extend(wakes.into_iter().map(|(name, keys)| txn::wake(layout, me, name, &keys)));
+            let telling = |write: &Write| match write {
+                Write::HandOver { head, .. } if wakes.get(head.name.as_str()).is_some_and(|keys| keys.len() == 1) => {
+                    Telling::Within { meta_revision: meta }
+                }
+                _ => Telling::Apart,
+            };
+            let operation = |(key, write): &(LockKey, Write)| write.operation(layout, me, key, telling(write));
+            let mut operations: Vec<_> = writes.iter().map(operation).collect();
+            let apart = |write: &&(LockKey, Write)| telling(&write.1) == Telling::Apart;
+            let names: HashSet<&str> = writes.iter().filter(apart).filter_map(|(_, write)| write.wakes()).collect();
+            let apart = wakes.iter().filter(|(name, _)| names.contains(*name));
+            operations.extend(apart.map(|(name, keys)| txn::wake(layout, me, name, keys)));
             let transaction = txn::guarded(layout, me, meta, operations);
             self.jobs.to_write.drain(..count);
             self.jobs.writes_flying += 1;
@@ -392,203 +495,10 @@ impl Worker {
             let Some(member) = self.member() else { return };
             let count = self.jobs.to_read.len().min(READ_MAX);
             let keys: Vec<LockKey> = self.jobs.to_read.iter().take(count).cloned().collect();
-            let transaction = txn::read(&self.layout, &member.me, &keys);
+            let transaction = txn::read(&self.layout, &member.me, member.meta.revision, &keys);
             self.jobs.to_read.drain(..count);
             self.jobs.reads_flying += 1;
             self.send(transaction, What::Reads(keys));
         }
-    }
-
-    // Answers.
-
-    pub(super) fn read_answered(
-        &mut self,
-        keys: Vec<LockKey>,
-        response: Result<TxnResponse, Fault>,
-        now: Instant,
-    ) -> Result<(), Fault> {
-        self.jobs.reads_flying = self.jobs.reads_flying.saturating_sub(1);
-        let response = match response {
-            Ok(response) => response,
-            Err(fault) => {
-                // Nothing was written.
-                let fault = match fault {
-                    Fault::Ambiguous(reason) => Fault::Unavailable(reason),
-                    fault => fault,
-                };
-                keys.into_iter().for_each(|key| self.failed(key, &fault, now));
-                return Err(fault);
-            }
-        };
-        let all = txn::all_seen(&self.layout, &keys, &response);
-        for (key, seen) in keys.into_iter().zip(all) {
-            match seen {
-                Ok(seen) => self.saw(key, seen),
-                Err(foreign) => self.reject(key, &foreign),
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn write_answered(
-        &mut self,
-        writes: Vec<(LockKey, Write)>,
-        response: Result<TxnResponse, Fault>,
-        now: Instant,
-    ) -> Result<(), Fault> {
-        self.jobs.writes_flying = self.jobs.writes_flying.saturating_sub(1);
-        let response = match response {
-            Ok(response) => response,
-            Err(fault) => {
-                writes.into_iter().for_each(|(key, _)| self.failed(key, &fault, now));
-                return Err(fault);
-            }
-        };
-        match self.broken_guard(&response) {
-            Ok(None) => {}
-            Ok(Some(Guard::Lease)) => return Err(Fault::LeaseGone),
-            Ok(Some(Guard::Meta(meta))) => {
-                tracing::info!(store = "etcd", epoch_base = meta.epoch_base, "the epoch base was raised");
-                if let Some(member) = self.member_mut() {
-                    member.meta = meta;
-                }
-                self.jobs.ready.extend(writes.into_iter().map(|(key, _)| key));
-                return Ok(());
-            }
-            Err(fault) => {
-                writes.into_iter().for_each(|(key, _)| self.failed(key, &fault, now));
-                return Err(fault);
-            }
-        }
-        let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
-        let answers = response.op_responses().into_iter().filter_map(|answer| match answer {
-            TxnOpResponse::Txn(answer) => Some(answer),
-            _ => None,
-        });
-        for ((key, write), answer) in writes.into_iter().zip(answers) {
-            match txn::written(&self.layout, &key, &answer) {
-                Ok(Written::Landed(seen)) => self.landed(key, write, seen, revision),
-                Ok(Written::Refused(seen)) => self.refused(key, write, seen, now),
-                Err(foreign) => self.reject(key, &foreign),
-            }
-        }
-        Ok(())
-    }
-
-    fn broken_guard(&self, response: &TxnResponse) -> Result<Option<Guard>, Fault> {
-        if response.succeeded() {
-            return Ok(None);
-        }
-        let mut answers = response.op_responses().into_iter();
-        let (Some(TxnOpResponse::Get(host)), Some(TxnOpResponse::Get(meta))) = (answers.next(), answers.next()) else {
-            return Err(Fault::Ambiguous("an answer that does not fit the question".into()));
-        };
-        let created = self.member().map(|member| member.me.created);
-        if host.kvs().first().map(etcd_client::KeyValue::create_revision) != created {
-            return Ok(Some(Guard::Lease));
-        }
-        let Some(kv) = meta.kvs().first() else {
-            return Err(Fault::Unavailable(format!("{} is missing: somebody removed it", self.layout.meta())));
-        };
-        let epoch_base = parse_meta(&self.layout, kv)?.epoch_base;
-        Ok(Some(Guard::Meta(Meta { epoch_base, revision: kv.mod_revision() })))
-    }
-
-    fn saw(&mut self, key: LockKey, seen: Seen) {
-        if let Some(job) = self.jobs.by_key.get_mut(&key) {
-            job.seen = Some(seen);
-            self.jobs.ready.push_back(key);
-        }
-    }
-
-    fn refused(&mut self, key: LockKey, write: Write, seen: Seen, now: Instant) {
-        let Some(job) = self.jobs.by_key.get_mut(&key) else { return };
-        (job.seen, job.refused) = (Some(seen), Some(write));
-        job.refusals += 1;
-        if job.refusals > REFUSALS_MAX {
-            self.look_again(key, now);
-        } else {
-            self.jobs.ready.push_back(key);
-        }
-    }
-
-    fn landed(&mut self, key: LockKey, write: Write, seen: Seen, revision: i64) {
-        let Some(job) = self.jobs.by_key.get_mut(&key) else { return };
-        let rivals = !seen.queue.is_empty();
-        match write {
-            Write::Create { record } => self.own(key, revision, record, Instant::default(), rivals),
-            Write::TakeOver { record, .. } => {
-                let until = quarantine_from_now(&record);
-                self.own(key, revision, record, until, rivals);
-            }
-            Write::Raise { record, .. } => {
-                let until = match self.table.get(&key) {
-                    Some(Entry::Owned(owned)) => owned.quarantined_until,
-                    Some(Entry::Queued(_) | Entry::Unsure) | None => quarantine_from_now(&record),
-                };
-                self.own(key, revision, record, until, rivals);
-            }
-            Write::Enqueue { place, .. } => {
-                let want = std::mem::replace(&mut job.want, Want::Look);
-                (job.seen, job.refused) = (Some(seen), None);
-                if let Want::Claim { claim, .. } = want {
-                    self.queue(&key, claim, place.lock_delay_ms);
-                }
-                // The owner may have died since it was decided to queue.
-                self.jobs.ready.push_back(key);
-            }
-            Write::Remove { .. } | Write::HandOver { .. } => {
-                self.table.remove(&key);
-                self.finish(&key);
-            }
-            Write::Leave => {
-                job.seen = Some(seen);
-                self.jobs.ready.push_back(key);
-            }
-        }
-    }
-
-    /// A request for this key was not answered.
-    fn failed(&mut self, key: LockKey, fault: &Fault, now: Instant) {
-        let Some(want) = self.jobs.by_key.get(&key).map(|job| job.want) else { return };
-        let claim = match want {
-            Want::Claim { claim, .. } if !self.is_queued_as(&key, claim) => claim,
-            // A claim that is queued has its answer: this was only a look whether its turn has come. The others get
-            // through at last.
-            Want::Claim { .. } | Want::Yield | Want::Look => {
-                if let Some(job) = self.jobs.by_key.get_mut(&key)
-                    && matches!(want, Want::Claim { .. })
-                {
-                    job.want = Want::Look;
-                }
-                return self.look_again(key, now);
-            }
-        };
-        let error = match fault {
-            Fault::Ambiguous(reason) => {
-                if self.table.get(&key).is_none() {
-                    self.table.set(key.clone(), Entry::Unsure);
-                }
-                StoreError::Ambiguous(reason.clone())
-            }
-            fault => StoreError::Unavailable(fault.to_string()),
-        };
-        self.fail(key, claim, error);
-    }
-
-    fn reject(&mut self, key: LockKey, foreign: &Foreign) {
-        tracing::error!(store = "etcd", key = key.as_str(), %foreign, "somebody else writes under our prefix");
-        match self.jobs.by_key.get(&key).map(|job| job.want) {
-            Some(Want::Claim { claim, .. }) => self.fail(key, claim, StoreError::Rejected(foreign.to_string())),
-            Some(Want::Yield | Want::Look) => self.finish(&key),
-            None => {}
-        }
-    }
-}
-
-fn quarantine_from_now(record: &RecordValue) -> Instant {
-    match record.inherited_ms {
-        0 => Instant::default(),
-        inherited_ms => clock::now() + Duration::from_millis(inherited_ms),
     }
 }

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnResponse};
+use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
 use turnstile_core::Instant;
 
 use super::decide::{Want, millis_up};
 use super::hosts::Hosts;
 use super::layout::{HostValue, json};
-use super::line::Line;
-use super::link::{Fault, Meta, Witness};
+use super::line::{Line, PAUSE_FIRST};
+use super::link::{Fault, Meta, Witness, parse_meta};
 use super::reaper::Reaper;
 use super::sweep::Sweep;
 use super::table::Table;
@@ -30,9 +30,19 @@ pub(super) struct Member {
     pub(super) meta: Meta,
     /// Believes in its lease until then.
     pub(super) leased_until: Instant,
-    pub(super) beats: u64,
+    beats: u64,
+    /// The revision of the last beat that we know to have landed.
+    pub(super) beaten: i64,
     pub(super) beating: bool,
-    pub(super) revoking: bool,
+    revoking: bool,
+}
+
+impl Member {
+    /// One whose key was written just now.
+    pub(super) fn new(me: Me, meta: Meta, leased_until: Instant) -> Self {
+        let beaten = me.created;
+        Self { me, meta, leased_until, beats: 0, beaten, beating: false, revoking: false }
+    }
 }
 
 impl Worker {
@@ -49,9 +59,11 @@ impl Worker {
         member.beats += 1;
         let (key, lease) = (self.layout.host(&member.me.name), member.me.lease);
         let value = HostValue { ttl_ms, beat: member.beats };
-        let txn = Txn::new()
-            .when([Compare::create_revision(key.clone(), CompareOp::Equal, member.me.created)])
-            .and_then([TxnOp::put(key, json(&value), Some(PutOptions::new().with_lease(lease)))]);
+        let txn =
+            Txn::new().when([Compare::create_revision(key.clone(), CompareOp::Equal, member.me.created)]).and_then([
+                TxnOp::put(key, json(&value), Some(PutOptions::new().with_lease(lease))),
+                TxnOp::get(self.layout.meta(), None),
+            ]);
         self.send(txn, What::Beat { anchor: clock::now() });
     }
 
@@ -59,9 +71,21 @@ impl Worker {
         let until = anchor + believed(self.config.lease_ttl);
         let Some(member) = self.member_mut() else { return Ok(()) };
         member.beating = false;
-        if !response?.succeeded() {
+        let response = response?;
+        if !response.succeeded() {
             return Err(Fault::LeaseGone);
         }
+        let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
+        member.beaten = member.beaten.max(revision);
+        self.pause = PAUSE_FIRST;
+        self.working();
+        if let Some(TxnOpResponse::Get(meta)) = response.op_responses().get(1)
+            && let Some(kv) = meta.kvs().first()
+        {
+            let epoch_base = parse_meta(&self.layout, kv)?.epoch_base;
+            self.learn(Meta { epoch_base, revision: kv.mod_revision() });
+        }
+        let Some(member) = self.member_mut() else { return Ok(()) };
         // A late answer is older news.
         if until > member.leased_until {
             member.leased_until = until;
@@ -100,6 +124,15 @@ impl Worker {
             let outcome = tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| Err(late())).map(|_| ());
             let _ = messages.send(Message::Revoked { name, outcome });
         });
+    }
+
+    /// Nobody can be told that we go, and our lease has run out long ago for all who can.
+    pub(super) fn leave_if_forgotten(&mut self, now: Instant) {
+        let Phase::Member(member) = &self.phase else { return };
+        let forgotten = now > member.leased_until + self.config.lease_ttl;
+        if forgotten && !matches!(self.line, Line::Up(_)) && self.pending.only_the_end() {
+            self.left();
+        }
     }
 
     pub(super) fn revoked(&mut self, outcome: Result<(), Fault>) {
@@ -144,8 +177,10 @@ impl Worker {
                     );
                     self.forget();
                 }
-                self.disconnect("the lease is gone");
-                self.line = Line::Down { from: clock::now() };
+                // At once, unless that has helped nothing before.
+                let again = self.pause > PAUSE_FIRST;
+                let pause = self.next_pause();
+                self.line = Line::Down { from: clock::now() + if again { pause } else { Duration::ZERO } };
             }
             Fault::WentBack(reason) => self.went_back(reason),
         }
@@ -154,9 +189,10 @@ impl Worker {
     /// All that anybody granted in the lost time, and what it remembered of lock delays, must have passed before we
     /// grant anything from what is there now.
     pub(super) fn went_back(&mut self, reason: &str) {
-        let base = self.member().map_or(0, |member| member.meta.epoch_base);
-        self.epoch_floor = self.epoch_floor.max(base.saturating_add(self.witness.revision.unsigned_abs()));
-        let wait = self.config.lease_ttl + Duration::from_millis(self.largest_lock_delay_ms);
+        let known = self.epoch_base.saturating_add(self.witness.revision.unsigned_abs());
+        self.epoch_floor = self.epoch_floor.max(known);
+        let ttl = self.config.lease_ttl.max(self.hosts.longest_ttl());
+        let wait = ttl + Duration::from_millis(self.largest_lock_delay_ms);
         tracing::error!(
             store = "etcd",
             reason,
@@ -179,6 +215,7 @@ impl Worker {
         self.hosts = Hosts::default();
         self.reaper = Reaper::default();
         self.sweep = Sweep::default();
+        self.relisting = false;
         let jobs = std::mem::take(&mut self.jobs);
         self.report(Event::LeaseLost);
         for (key, claim) in jobs.claims() {

@@ -1,11 +1,12 @@
 //! The connection, as the worker sees it: made, given up, made again to the next endpoint.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use turnstile_core::{Instant, Token};
 
 use super::lease::{Member, believed};
-use super::link::{Errand, Established, Fault, Link, Meta, Who, establish};
+use super::link::{Errand, Established, Fault, Link, Meta, Who, establish, waited_for};
 use super::worker::{Message, Phase, Worker};
 use crate::clock;
 use crate::store::Event;
@@ -37,7 +38,7 @@ impl Worker {
                     return;
                 }
             },
-            Phase::Member(member) => Who::Member(member.me.clone()),
+            Phase::Member(member) => Who::Member(member.me.clone(), member.beaten),
         };
         let Some(endpoint) = self.config.endpoints.get(self.endpoint % self.config.endpoints.len().max(1)) else {
             return;
@@ -53,9 +54,10 @@ impl Worker {
             messages: self.messages.clone(),
         };
         self.line = Line::Connecting;
-        let messages = self.messages.clone();
+        let (messages, generation) = (self.messages.clone(), self.generation);
         tokio::spawn(async move {
-            let _ = messages.send(Message::Linked(Box::new(establish(errand).await)));
+            let established = Box::new(establish(errand).await);
+            let _ = messages.send(Message::Linked { generation, established });
         });
     }
 
@@ -65,11 +67,16 @@ impl Worker {
             return;
         }
         self.failing(reason);
+        self.line = Line::Down { from: clock::now() + self.next_pause() };
+    }
+
+    /// Before the next endpoint is tried: longer each time until a beat lands again.
+    pub(super) fn next_pause(&mut self) -> Duration {
         self.endpoint = self.endpoint.wrapping_add(1);
         // Not all hosts at once.
-        let jitter = self.pause.mul_f64(0.5 + f64::from(random_byte()) / 512.0);
-        self.line = Line::Down { from: clock::now() + jitter };
+        let pause = self.pause.mul_f64(0.5 + f64::from(random_byte()) / 512.0);
         self.pause = (self.pause * 2).min(PAUSE_MAX);
+        pause
     }
 
     pub(super) fn linked(&mut self, established: Result<Established, Fault>) {
@@ -78,7 +85,7 @@ impl Worker {
             Ok(established) => established,
             Err(fault) => return self.not_linked(&fault),
         };
-        let Established { link, me, meta, hosts, listed, anchor, waited_for, witness } = established;
+        let Established { link, me, meta, hosts, listed, anchor, witness } = established;
         match &mut self.phase {
             // It ended while we connected: the lease that was made runs out.
             Phase::Left => return,
@@ -96,29 +103,41 @@ impl Worker {
                     "joined as a new incarnation"
                 );
                 let leased_until = anchor + believed(self.config.lease_ttl);
-                self.phase =
-                    Phase::Member(Member { me, meta, leased_until, beats: 0, beating: false, revoking: false });
-                self.next_beat = now + self.beat_interval();
+                self.epoch_base = meta.epoch_base;
+                self.phase = Phase::Member(Member::new(me, meta, leased_until));
+                // From when its key was written; the rest of the way may have taken long.
+                self.next_beat = anchor + self.beat_interval();
                 self.report(Event::LeaseRenewed { until: leased_until });
             }
             Phase::Member(member) => {
                 if member.me.name != me.name {
                     return self.disconnect("the incarnation has changed");
                 }
-                member.meta = meta;
+                member.beating = false;
                 // Most of the TTL may be gone in connecting.
                 self.next_beat = now;
+                self.learn(meta);
             }
         }
-        self.witness = witness;
+        self.witness.join(witness);
         self.line = Line::Up(Box::new(link));
-        self.pause = PAUSE_FIRST;
-        self.working();
         self.hosts.list(hosts, listed, now);
         self.reaper.somebody_died(now);
         self.jobs.retry_now();
         self.look_at_all_queued();
-        self.wake(waited_for);
+        self.ask_who_waits();
+    }
+
+    /// What was called into a watch that was not there, is read.
+    fn ask_who_waits(&self) {
+        let (Line::Up(link), Phase::Member(member)) = (&self.line, &self.phase) else { return };
+        let (client, me) = (link.client.clone(), member.me.clone());
+        let (config, layout) = (self.config.clone(), Arc::clone(&self.layout));
+        let (messages, generation) = (self.messages.clone(), self.generation);
+        tokio::spawn(async move {
+            let keys = waited_for(&config, &layout, client, &me).await;
+            let _ = messages.send(Message::WaitedFor { generation, keys });
+        });
     }
 
     pub(super) fn not_linked(&mut self, fault: &Fault) {
@@ -126,7 +145,7 @@ impl Worker {
             Fault::Unavailable(reason) | Fault::Ambiguous(reason) => {
                 self.disconnect(reason);
                 // Whoever waits for an answer has waited for an attempt.
-                self.fail_claims(reason);
+                self.fail_claims(reason, clock::now());
             }
             Fault::LeaseGone | Fault::WentBack(_) => self.handle(fault),
         }

@@ -14,13 +14,14 @@ use etcd_client::{
     WatchOptions, WatchStream,
 };
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use turnstile_core::{Instant, LockKey};
 
 use super::Config;
 use super::hosts::{News, Sight};
 use super::layout::{HostValue, Layout, MetaValue, SCHEMA, json};
-use super::txn::Me;
+use super::txn::{Call, Me};
 use super::worker::Message;
 use crate::clock;
 
@@ -49,13 +50,12 @@ impl Fault {
                 use tonic::Code;
                 let reason = status.message().to_owned();
                 match status.code() {
-                    // Refused before anything was proposed.
+                    // Refused before anything was proposed. (Not so when space is exhausted: etcd says so after it has
+                    // applied what it was asked for. Nor when an answer is too long.)
                     Code::InvalidArgument
                     | Code::FailedPrecondition
-                    | Code::OutOfRange
                     | Code::PermissionDenied
                     | Code::Unauthenticated
-                    | Code::ResourceExhausted
                     | Code::Unimplemented => Self::Unavailable(reason),
                     _ => Self::Ambiguous(reason),
                 }
@@ -80,6 +80,12 @@ pub(super) struct Witness {
 }
 
 impl Witness {
+    /// Takes in what a connection has learned by itself.
+    pub(super) fn join(&mut self, other: Self) {
+        self.cluster = other.cluster.or(self.cluster);
+        self.revision = self.revision.max(other.revision);
+    }
+
     /// Checks the header of an answer that went through the cluster's consensus. `before` is what was known when the
     /// question was sent: answers overtake each other.
     pub(super) fn check(&mut self, before: &Self, header: Option<&ResponseHeader>) -> Result<i64, Fault> {
@@ -114,6 +120,16 @@ const KEEPALIVES_PER_TTL: u32 = 5;
 pub(super) struct Link {
     pub(super) client: Client,
     listener: JoinHandle<()>,
+    /// Requests that are under way end with it.
+    open: watch::Sender<()>,
+}
+
+impl Link {
+    /// Ends when the connection is given up.
+    pub(super) fn given_up(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut open = self.open.subscribe();
+        async move { while open.changed().await.is_ok() {} }
+    }
 }
 
 impl Drop for Link {
@@ -132,8 +148,6 @@ pub(super) struct Established {
     pub(super) listed: i64,
     /// Before our key was written, if it was.
     pub(super) anchor: Option<Instant>,
-    /// Keys in whose queues others wait.
-    pub(super) waited_for: Vec<LockKey>,
     pub(super) witness: Witness,
 }
 
@@ -152,7 +166,8 @@ pub(super) struct Errand {
 
 /// As whom to connect.
 pub(super) enum Who {
-    Member(Me),
+    /// Whose key was written last at this revision, or later.
+    Member(Me, i64),
     New(String),
 }
 
@@ -162,20 +177,19 @@ pub(super) async fn establish(errand: Errand) -> Result<Established, Fault> {
     let mut witness = errand.witness;
     let mut client = within(config, connect(config, &errand.endpoint)).await?;
     let meta = ensure_meta(config, layout, &mut client, &mut witness).await?;
-    let (me, anchor) = match errand.who {
-        Who::Member(me) => (me, None),
+    let (me, written, anchor) = match errand.who {
+        Who::Member(me, written) => (me, written, None),
         Who::New(name) => {
             let (me, anchor) = register(config, layout, &mut client, &mut witness, name).await?;
-            (me, Some(anchor))
+            let created = me.created;
+            (me, created, Some(anchor))
         }
     };
-    let (keeper, kept) = within(config, async {
-        client.lease_client().keep_alive(me.lease).await.map_err(|error| match error {
-            Error::LeaseKeepAliveError(_) => Fault::LeaseGone,
-            error => Fault::of_read(&error),
-        })
+    // That a lease was not found proves nothing: the leader may not know yet that it is one.
+    let kept = within(config, async {
+        client.lease_client().keep_alive(me.lease).await.map_err(|error| Fault::of_read(&error))
     })
-    .await?;
+    .await;
     let (watch, ids) = within(config, open_watches(layout, &mut client, &me)).await?;
     let before = witness;
     let hosts = within(config, async {
@@ -184,11 +198,16 @@ pub(super) async fn establish(errand: Errand) -> Result<Established, Fault> {
     })
     .await?;
     let listed = witness.check(&before, hosts.header())?;
-    let hosts: Vec<Sight> = hosts.kvs().iter().filter_map(|kv| sight(layout, kv)).collect();
-    if !hosts.iter().any(|host| host.name == me.name && host.created == me.created) {
-        return Err(Fault::LeaseGone);
+    let ours = hosts.kvs().iter().find(|kv| layout.parse_host(kv.key()).is_some_and(|name| name == me.name));
+    match ours {
+        Some(kv) if kv.create_revision() == me.created && kv.mod_revision() < written => {
+            return Err(Fault::WentBack(format!("our beat of revision {written} is not there any more")));
+        }
+        Some(kv) if kv.create_revision() == me.created => {}
+        Some(_) | None => return Err(Fault::LeaseGone),
     }
-    let waited_for = if anchor.is_some() { Vec::new() } else { waited_for(config, layout, &mut client, &me).await? };
+    let hosts: Vec<Sight> = hosts.kvs().iter().filter_map(|kv| sight(layout, kv)).collect();
+    let (keeper, kept) = kept?;
     let listener = Listener {
         layout: layout.clone(),
         generation: errand.generation,
@@ -197,8 +216,8 @@ pub(super) async fn establish(errand: Errand) -> Result<Established, Fault> {
         messages: errand.messages,
     };
     let listener = tokio::spawn(listener.run(watch, keeper, kept));
-    let link = Link { client, listener };
-    Ok(Established { link, me, meta, hosts, listed, anchor, waited_for, witness })
+    let link = Link { client, listener, open: watch::Sender::new(()) };
+    Ok(Established { link, me, meta, hosts, listed, anchor, witness })
 }
 
 /// Gives up with [`Fault::Unavailable`] after the request timeout.
@@ -278,9 +297,17 @@ async fn register(
     name: String,
 ) -> Result<(Me, Instant), Fault> {
     let ttl_s = i64::try_from(config.lease_ttl.as_secs()).unwrap_or(i64::MAX);
-    let lease = within(config, async { client.lease_grant(ttl_s, None).await.map_err(|error| Fault::of_read(&error)) })
-        .await?
-        .id();
+    let granted =
+        within(config, async { client.lease_grant(ttl_s, None).await.map_err(|error| Fault::of_read(&error)) }).await?;
+    if granted.ttl() > ttl_s {
+        tracing::warn!(
+            store = "etcd",
+            asked_s = ttl_s,
+            granted_s = granted.ttl(),
+            "the cluster allows no shorter leases: a death is noticed later than store.lease_ttl says"
+        );
+    }
+    let lease = granted.id();
     let value = HostValue { ttl_ms: super::decide::millis_up(config.lease_ttl), beat: 0 };
     let before = *witness;
     let anchor = clock::now();
@@ -327,7 +354,12 @@ async fn created(watch: &mut WatchStream) -> Result<i64, Fault> {
 }
 
 /// Keys that somebody else waits for: those of them that are ours are contended.
-async fn waited_for(config: &Config, layout: &Layout, client: &mut Client, me: &Me) -> Result<Vec<LockKey>, Fault> {
+pub(super) async fn waited_for(
+    config: &Config,
+    layout: &Layout,
+    mut client: Client,
+    me: &Me,
+) -> Result<Vec<LockKey>, Fault> {
     let end = end_of(&layout.queues());
     let (mut from, mut keys) = (layout.queues().into_bytes(), Vec::new());
     loop {
@@ -410,8 +442,8 @@ impl Listener {
             let news = response.events().iter().filter_map(|event| self.news(event)).collect();
             let _ = self.messages.send(Message::Hosts { generation: self.generation, news });
         } else {
-            let keys = response.events().iter().flat_map(woken).collect();
-            let _ = self.messages.send(Message::Woken { generation: self.generation, keys });
+            let calls = response.events().iter().filter_map(call).collect();
+            let _ = self.messages.send(Message::Called { generation: self.generation, calls });
         }
         None
     }
@@ -440,8 +472,7 @@ impl Listener {
     }
 }
 
-fn woken(event: &WatchEvent) -> Vec<LockKey> {
-    let put = event.kv().filter(|_| event.event_type() == EventType::Put);
-    let text = put.and_then(|kv| kv.value_str().ok()).unwrap_or_default();
-    text.split(' ').filter_map(|key| LockKey::parse(key).ok()).collect()
+fn call(event: &WatchEvent) -> Option<Call> {
+    let put = event.kv().filter(|_| event.event_type() == EventType::Put)?;
+    Some(Call::parse(put.value_str().ok()?, put.mod_revision()))
 }

@@ -10,6 +10,7 @@
 //!
 //! Sources: <https://etcd.io/docs/v3.5/learning/api/>, <https://etcd.io/docs/v3.5/learning/api_guarantees/>.
 
+mod answers;
 mod decide;
 mod hosts;
 mod jobs;
@@ -70,6 +71,8 @@ pub enum OpenError {
     EpochBase { given: u64 },
     #[error("lease_ttl {given:?} is out of range: whole seconds, from {min:?} to five minutes", min = EtcdStore::LEASE_TTL_MIN)]
     LeaseTtl { given: Duration },
+    #[error("request_timeout {given:?} is out of range: at most half of lease_ttl")]
+    RequestTimeout { given: Duration },
     #[error("no endpoints: name at least one member of the cluster")]
     NoEndpoints,
     #[error("cannot read {path}: {error}")]
@@ -101,6 +104,9 @@ impl EtcdStore {
         let range = Self::LEASE_TTL_MIN..=Self::LEASE_TTL_MAX;
         if !range.contains(&config.lease_ttl) || config.lease_ttl.subsec_nanos() != 0 {
             return Err(OpenError::LeaseTtl { given: config.lease_ttl });
+        }
+        if config.request_timeout > config.lease_ttl / 2 {
+            return Err(OpenError::RequestTimeout { given: config.request_timeout });
         }
         if config.endpoints.is_empty() {
             return Err(OpenError::NoEndpoints);

@@ -1,9 +1,11 @@
 //! What this host knows about its own keys: a mirror of the cluster, brought up to date with every answer.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 
 use turnstile_core::{ClaimId, Instant, LockKey};
+
+use super::txn::Place;
 
 /// A key that we own, or are queued for, or may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub(super) struct Owned {
     pub(super) since_unix_s: u64,
     pub(super) quarantined_until: Instant,
     pub(super) told: Told,
+    /// Who was seen first in the queue. Nobody gets in before it, so it is the first until it leaves.
+    pub(super) head: Option<Box<Place>>,
     /// The last pass of the sweep in which it was there.
     pub(super) swept: u32,
 }
@@ -42,6 +46,8 @@ pub(super) enum Told {
 pub(super) struct Queued {
     pub(super) claim: ClaimId,
     pub(super) lock_delay_ms: u64,
+    /// When the place was written last; the record was not ours then.
+    pub(super) revision: i64,
 }
 
 /// All of them.
@@ -49,6 +55,8 @@ pub(super) struct Queued {
 pub(super) struct Table {
     keys: HashMap<LockKey, Entry>,
     queued: BTreeSet<LockKey>,
+    /// And for how many rounds they have been so.
+    unsure: BTreeMap<LockKey, u8>,
     given_up: BTreeSet<(Instant, LockKey)>,
 }
 
@@ -65,7 +73,8 @@ impl Table {
                 self.given_up.insert((owned.quarantined_until, key.clone()));
             }
             Entry::Queued(_) => drop(self.queued.insert(key.clone())),
-            Entry::Owned(_) | Entry::Unsure => {}
+            Entry::Unsure => drop(self.unsure.insert(key.clone(), 0)),
+            Entry::Owned(_) => {}
         }
         self.keys.insert(key, entry);
     }
@@ -76,9 +85,18 @@ impl Table {
         match &entry {
             Entry::Owned(owned) => drop(self.given_up.remove(&(owned.quarantined_until, key.clone()))),
             Entry::Queued(_) => drop(self.queued.remove(key)),
-            Entry::Unsure => {}
+            Entry::Unsure => drop(self.unsure.remove(key)),
         }
         Some(entry)
+    }
+
+    /// Keys of which nobody has wanted to know for a round what became of them.
+    pub(super) fn unsure_for_long(&mut self) -> Vec<LockKey> {
+        let long = self.unsure.iter_mut().filter_map(|(key, rounds)| {
+            *rounds = rounds.saturating_add(1);
+            (*rounds > 1).then(|| key.clone())
+        });
+        long.collect()
     }
 
     /// Marks the key contended; true if the driver is to be told.

@@ -8,7 +8,7 @@ use etcd_client::{
     Compare, CompareOp, GetOptions, GetResponse, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
     TxnResponse,
 };
-use turnstile_core::LockKey;
+use turnstile_core::{Instant, LockKey};
 
 use super::layout::{Layout, PlaceValue, RecordValue, json};
 
@@ -30,8 +30,8 @@ pub(super) enum Write {
     Raise { revision: i64, record: RecordValue },
     /// Another owns the record, or nobody does (revision 0) but others wait: take a place, or keep the one we have.
     Enqueue { revision: i64, place: PlaceValue, wake: Option<String> },
-    /// The owner is dead, and it is our turn.
-    TakeOver { revision: i64, dead: String, turn: Turn, record: RecordValue },
+    /// The owner is dead, and it is our turn; what it promised is over at `until`.
+    TakeOver { revision: i64, dead: String, turn: Turn, record: RecordValue, until: Instant },
     /// Nobody waits: remove the record.
     Remove { revision: i64 },
     /// Somebody waits: the record goes to the first.
@@ -76,9 +76,9 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// Whether another than `me` waits.
-    pub(super) fn has_rivals(&self, me: &str) -> bool {
-        self.queue.iter().any(|place| place.name != me)
+    /// The first other than `me` that waits.
+    pub(super) fn rival(&self, me: &str) -> Option<&Place> {
+        self.queue.iter().find(|place| place.name != me)
     }
 
     pub(super) fn first(&self) -> Option<&str> {
@@ -121,9 +121,10 @@ pub(super) fn guarded(layout: &Layout, me: &Me, meta_revision: i64, ops: Vec<Txn
 /// Operations that look at one key.
 const LOOKS: usize = 3;
 
-/// Reads what there is about the keys. Flat: etcd 3.4 takes nested transactions for writes, and writes them to disk.
-pub(super) fn read(layout: &Layout, me: &Me, keys: &[LockKey]) -> Txn {
-    Txn::new().and_then(keys.iter().flat_map(|key| look(layout, me, key)).collect::<Vec<_>>())
+/// Reads what there is about the keys, under the guards that writes have: what is found becomes an epoch. Flat: etcd 3.4
+/// takes nested transactions for writes, and writes them to disk.
+pub(super) fn read(layout: &Layout, me: &Me, meta_revision: i64, keys: &[LockKey]) -> Txn {
+    guarded(layout, me, meta_revision, keys.iter().flat_map(|key| look(layout, me, key)).collect())
 }
 
 /// Keys in one [`read`]: etcd takes 128 operations unless told otherwise.
@@ -132,9 +133,63 @@ pub(super) const READ_MAX: usize = 40;
 /// Wakes the host, if it lives.
 pub(super) fn wake(layout: &Layout, me: &Me, name: &str, keys: &[&LockKey]) -> TxnOp {
     let keys: Vec<&str> = keys.iter().map(|key| key.as_str()).collect();
-    let put = TxnOp::put(layout.wake(name), keys.join(" "), Some(PutOptions::new().with_lease(me.lease)));
+    let put = put_wake(layout, me, name, keys.join(" "));
     let lives = Compare::create_revision(layout.host(name), CompareOp::Greater, 0);
     TxnOp::txn(Txn::new().when([lives]).and_then([put]))
+}
+
+fn put_wake(layout: &Layout, me: &Me, name: &str, text: String) -> TxnOp {
+    TxnOp::put(layout.wake(name), text, Some(PutOptions::new().with_lease(me.lease)))
+}
+
+/// What a host is told that is woken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    /// Look at these keys.
+    Look(Vec<LockKey>),
+    /// This record was handed over to it, in the very write that tells so.
+    Handed(Handed),
+}
+
+/// A record that was handed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Handed {
+    pub(super) key: LockKey,
+    pub(super) lock_delay_ms: u64,
+    /// The `meta` under which it was handed over: whoever knows another would make another epoch of the revision.
+    pub(super) meta_revision: i64,
+    /// The record's.
+    pub(super) revision: i64,
+}
+
+impl Handed {
+    /// Told apart from keys to look at by a space in front.
+    fn text(key: &LockKey, lock_delay_ms: u64, meta_revision: i64) -> String {
+        format!(" {key} {lock_delay_ms} {meta_revision}")
+    }
+}
+
+impl Call {
+    /// Reads a write of a wake key that was made at this revision.
+    pub(super) fn parse(text: &str, revision: i64) -> Self {
+        let words: Vec<&str> = text.split(' ').collect();
+        if let ["", key, lock_delay_ms, meta_revision] = words[..]
+            && let (Ok(key), Ok(lock_delay_ms), Ok(meta_revision)) =
+                (LockKey::parse(key), lock_delay_ms.parse(), meta_revision.parse())
+        {
+            return Self::Handed(Handed { key, lock_delay_ms, meta_revision, revision });
+        }
+        Self::Look(words.into_iter().filter_map(|key| LockKey::parse(key).ok()).collect())
+    }
+}
+
+/// How the one that a write wakes is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Telling {
+    /// By another operation of the transaction, which wakes it for all its keys, whatever becomes of this write.
+    Apart,
+    /// By this very write, if it lands. For one write a transaction and host only: a key is written once in each.
+    Within { meta_revision: i64 },
 }
 
 impl Write {
@@ -160,7 +215,7 @@ impl Write {
         }
     }
 
-    pub(super) fn operation(&self, layout: &Layout, me: &Me, key: &LockKey) -> TxnOp {
+    pub(super) fn operation(&self, layout: &Layout, me: &Me, key: &LockKey, telling: Telling) -> TxnOp {
         let record_is = |revision| Compare::mod_revision(layout.record(key), CompareOp::Equal, revision);
         let nobody_waits = || Compare::create_revision(layout.queue(key), CompareOp::Equal, 0).with_prefix();
         let put_record = |record: &RecordValue| TxnOp::put(layout.record(key), json(record), None);
@@ -173,7 +228,7 @@ impl Write {
                 let put = TxnOp::put(layout.place(key, &me.name), json(place), Some(options));
                 (vec![record_is(*revision)], vec![put])
             }
-            Self::TakeOver { revision, dead, turn, record } => {
+            Self::TakeOver { revision, dead, turn, record, .. } => {
                 let is_dead = Compare::create_revision(layout.host(dead), CompareOp::Equal, 0);
                 let is_our_turn = match turn {
                     Turn::NobodyWaits => nobody_waits(),
@@ -186,7 +241,12 @@ impl Write {
             }
             Self::HandOver { revision, head, record } => {
                 let waits = Compare::mod_revision(layout.place(key, &head.name), CompareOp::Equal, head.revision);
-                (vec![record_is(*revision), waits], vec![put_record(record), leave(&head.name)])
+                let mut ops = vec![put_record(record), leave(&head.name)];
+                if let Telling::Within { meta_revision } = telling {
+                    let text = Handed::text(key, record.lock_delay_ms, meta_revision);
+                    ops.push(put_wake(layout, me, &head.name, text));
+                }
+                (vec![record_is(*revision), waits], ops)
             }
             Self::Leave => (Vec::new(), vec![leave(&me.name)]),
         };
@@ -254,4 +314,18 @@ fn foreign(what: &'static str, key: &LockKey, value: &[u8]) -> Foreign {
     let mut value = String::from_utf8_lossy(value).into_owned();
     value.truncate(value.char_indices().nth(100).map_or(value.len(), |(at, _)| at));
     Foreign { what, key: key.clone(), value }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_read_as_they_were_written() {
+        let key = LockKey::parse("t/account:1").unwrap();
+        let handed = Handed { key: key.clone(), lock_delay_ms: 1_500, meta_revision: 3, revision: 77 };
+        assert_eq!(Call::parse(&Handed::text(&key, 1_500, 3), 77), Call::Handed(handed));
+        assert_eq!(Call::parse("t/account:1 t/2", 77), Call::Look(vec![key, LockKey::parse("t/2").unwrap()]));
+        assert_eq!(Call::parse("", 77), Call::Look(Vec::new()));
+    }
 }

@@ -16,11 +16,11 @@ use super::jobs::Jobs;
 use super::layout::Layout;
 use super::lease::Member;
 use super::line::{Line, PAUSE_FIRST};
-use super::link::{Established, Fault, Link, Witness, sight};
+use super::link::{Established, Fault, Link, Meta, Witness, sight};
 use super::reaper::{Reaped, Reaper};
 use super::sweep::Sweep;
 use super::table::Table;
-use super::txn::Write;
+use super::txn::{Call, Write};
 use crate::clock;
 use crate::store::pending::Pending;
 use crate::store::{Event, Operation, StoreError};
@@ -31,7 +31,7 @@ const INTAKE: usize = 256;
 /// What comes back from requests and streams.
 pub(super) enum Message {
     /// An attempt to connect ended.
-    Linked(Box<Result<Established, Fault>>),
+    Linked { generation: u64, established: Box<Result<Established, Fault>> },
     /// A transaction ended. `before` is what was known of the cluster when it was sent.
     Answered { name: String, generation: u64, before: Witness, what: What, response: Result<TxnResponse, Fault> },
     /// The lease was revoked, or not.
@@ -40,8 +40,10 @@ pub(super) enum Message {
     Reaped { name: String, reaped: Reaped },
     /// From the watch on hosts.
     Hosts { generation: u64, news: Vec<News> },
-    /// Somebody wants us to look at these keys.
-    Woken { generation: u64, keys: Vec<LockKey> },
+    /// From the watch on our wake key.
+    Called { generation: u64, calls: Vec<Call> },
+    /// Somebody waits for these keys; some of them may be ours.
+    WaitedFor { generation: u64, keys: Result<Vec<LockKey>, Fault> },
     /// A connection is of no more use.
     Broken { generation: u64, reason: String },
 }
@@ -51,6 +53,7 @@ pub(super) enum What {
     Beat { anchor: Instant },
     Hosts,
     Sweep,
+    Nudges,
     Reads(Vec<LockKey>),
     Writes(Vec<(LockKey, Write)>),
 }
@@ -70,7 +73,10 @@ pub(super) struct Worker {
     /// The largest epoch that this process knows to have been possible: none may be given out at or below it after the
     /// cluster went back.
     pub(super) epoch_floor: u64,
+    /// The last one known.
+    pub(super) epoch_base: u64,
     pub(super) largest_lock_delay_ms: u64,
+    pub(super) relisting: bool,
     pub(super) pending: Pending,
     pub(super) jobs: Jobs,
     pub(super) table: Table,
@@ -115,6 +121,8 @@ impl Worker {
             witness: Witness::default(),
             epoch_floor: 0,
             largest_lock_delay_ms: 0,
+            relisting: false,
+            epoch_base: 0,
             pending: Pending::default(),
             jobs: Jobs::default(),
             table: Table::default(),
@@ -182,12 +190,15 @@ impl Worker {
                 }
                 if now >= self.next_round {
                     self.next_round = now + self.config.lease_ttl;
+                    self.relist();
                     self.look_at_some_queued();
+                    self.give_back_unsure();
                 }
                 self.give_up_due(now);
                 self.pump(now);
                 self.reap(now);
                 self.leave_if_done(now);
+                self.leave_if_forgotten(now);
             }
         }
     }
@@ -240,8 +251,8 @@ impl Worker {
     fn receive(&mut self, message: Message) {
         let now = clock::now();
         match message {
-            Message::Linked(established) => {
-                if matches!(self.line, Line::Connecting) {
+            Message::Linked { generation, established } => {
+                if generation == self.generation && matches!(self.line, Line::Connecting) {
                     self.linked(*established);
                 }
             }
@@ -267,13 +278,17 @@ impl Worker {
                 }
             }
             Message::Hosts { generation, news } if generation == self.generation => self.heard_of_hosts(news, now),
-            Message::Woken { generation, keys } if generation == self.generation => self.wake(keys),
+            Message::Called { generation, calls } if generation == self.generation => self.called(calls),
+            Message::WaitedFor { generation, keys } if generation == self.generation => match keys {
+                Ok(keys) => self.waited_for(keys),
+                Err(fault) => self.handle(&fault),
+            },
             Message::Broken { generation, reason } if generation == self.generation => {
                 if matches!(self.line, Line::Up(_)) {
                     self.disconnect(&reason);
                 }
             }
-            Message::Hosts { .. } | Message::Woken { .. } | Message::Broken { .. } => {}
+            Message::Hosts { .. } | Message::Called { .. } | Message::WaitedFor { .. } | Message::Broken { .. } => {}
         }
     }
 
@@ -300,10 +315,13 @@ impl Worker {
         let (mut client, name) = (link.client.clone(), member.me.name.clone());
         let (messages, before, timeout) = (self.messages.clone(), self.witness, self.config.request_timeout);
         let generation = self.generation;
+        let given_up = link.given_up();
         tokio::spawn(async move {
-            let late = || Fault::Ambiguous(format!("no answer within {timeout:?}"));
-            let work = async { client.txn(txn).await.map_err(|error| Fault::of_write(&error)) };
-            let response = tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| Err(late()));
+            let response = tokio::select! {
+                response = client.txn(txn) => response.map_err(|error| Fault::of_write(&error)),
+                () = tokio::time::sleep(timeout) => Err(Fault::Ambiguous(format!("no answer within {timeout:?}"))),
+                () = given_up => Err(Fault::Ambiguous("the connection was given up".into())),
+            };
             let _ = messages.send(Message::Answered { name, generation, before, what, response });
         });
     }
@@ -322,25 +340,29 @@ impl Worker {
             }
             Ok(response)
         });
-        if response.is_ok() {
-            self.working();
-        }
         match what {
             What::Beat { anchor } => self.beaten(anchor, response),
             What::Hosts => self.relisted(response, now),
             What::Sweep => self.swept(response),
+            // Only hints.
+            What::Nudges => response.map(|_| ()),
             What::Reads(keys) => self.read_answered(keys, response, now),
             What::Writes(writes) => self.write_answered(writes, response, now),
         }
     }
 
-    /// Reads all hosts anew: what the watch told does not fit what the cluster does.
+    /// Reads all hosts anew: what the watch told does not fit what the cluster does, or it was long ago.
     pub(super) fn relist(&mut self) {
+        if self.relisting || self.link().is_none() || self.member().is_none() {
+            return;
+        }
+        self.relisting = true;
         let all = TxnOp::get(self.layout.hosts(), Some(GetOptions::new().with_prefix()));
         self.send(Txn::new().and_then([all]), What::Hosts);
     }
 
     fn relisted(&mut self, response: Result<TxnResponse, Fault>, now: Instant) -> Result<(), Fault> {
+        self.relisting = false;
         let response = response?;
         let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
         let Some(TxnOpResponse::Get(get)) = response.op_responses().into_iter().next() else { return Ok(()) };
@@ -353,6 +375,14 @@ impl Worker {
     }
 
     // Small things.
+
+    /// Takes in another `meta`, unless it is an older one.
+    pub(super) fn learn(&mut self, meta: Meta) {
+        let Some(member) = self.member_mut().filter(|member| member.meta.revision < meta.revision) else { return };
+        member.meta = meta;
+        self.epoch_base = meta.epoch_base;
+        tracing::info!(store = "etcd", epoch_base = meta.epoch_base, "the epoch base was raised");
+    }
 
     fn is(&self, name: &str) -> bool {
         self.member().is_some_and(|member| member.me.name == name)

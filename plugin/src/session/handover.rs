@@ -1,0 +1,147 @@
+//! Waiters that leave for another session, and what is to be known for choosing one.
+
+use turnstile_protocol::v1;
+
+use super::farewells::Farewell;
+use super::link::Link;
+use super::{GREETING_SUSPICION, Names, Rejection, RequestRef, Session, WAITERS_MAX, Waiter};
+use crate::clock::Instant;
+
+/// What a look at the stream says about the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// Nothing: no stream is tried.
+    Quiet,
+    /// A stream is being opened, and nothing speaks against it.
+    Trying,
+    /// The host answers.
+    Live {
+        /// The send of the newest heartbeat that it has answered.
+        heard: Instant,
+        /// Whether its word is good for any time at all. Without a lease in its store it is not.
+        able: bool,
+    },
+    /// The last attempt failed, or the greeting is overdue.
+    Failed,
+}
+
+impl Waiter {
+    /// The names of its keys.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.acquire.keys.iter().map(|request| request.key.as_str())
+    }
+
+    /// Whether its wait is over. A try has none.
+    pub fn has_waited(&self, now: Instant) -> bool {
+        self.asked < self.deadline && self.deadline <= now
+    }
+
+    /// The secret of the hold that it wants to join; empty if it wants none.
+    pub fn reentry_secret(&self) -> &[u8] {
+        &self.acquire.reentry_secret
+    }
+}
+
+impl Session {
+    /// What there is to be known about the host.
+    pub fn sign(&self, now: Instant) -> Sign {
+        match (&self.link, &self.identity) {
+            (Link::Idle | Link::Waking, _) => Sign::Quiet,
+            (Link::Live { .. }, Some(identity)) => Sign::Live { heard: identity.heard, able: self.able },
+            (Link::Broken { .. } | Link::Greeting { .. }, _) if self.failures > 0 => Sign::Failed,
+            (Link::Greeting { since, .. }, _) if now.saturating_since(*since) >= GREETING_SUSPICION => Sign::Failed,
+            (Link::Broken { .. } | Link::Greeting { .. } | Link::Live { .. }, _) => Sign::Trying,
+        }
+    }
+
+    /// The name of the host's incarnation, while the session lives or may be resumed.
+    pub fn incarnation(&self) -> Option<&str> {
+        self.identity.as_ref().map(|identity| identity.incarnation.as_str())
+    }
+
+    /// Whether it takes one more waiter.
+    pub fn has_room(&self) -> bool {
+        self.waiters.len() < WAITERS_MAX
+    }
+
+    /// The numbers that those who wait have in this session, the oldest first.
+    pub fn waiters(&self) -> impl Iterator<Item = u64> {
+        self.waiters.keys().copied()
+    }
+
+    /// Who waits by this number.
+    pub fn waiter(&self, id: u64) -> Option<&Waiter> {
+        self.waiters.get(&id)
+    }
+
+    /// Takes a waiter out. If its host may know it, it is told; should it have been granted meanwhile, it ends unsent.
+    pub fn take_waiter(&mut self, id: u64) -> Option<Waiter> {
+        let waiter = self.waiters.remove(&id)?;
+        self.ids.remove(&waiter.owner);
+        if waiter.sent {
+            self.say_farewell(id, Farewell::Cancel);
+        }
+        Some(waiter)
+    }
+
+    /// A waiter of another session asks here from now on, with what is left of its wait. Many may come at once, from
+    /// many proxies: so a first stream is opened after a short pause.
+    pub fn adopt(&mut self, now: Instant, waiter: Waiter) {
+        if self.link == Link::Idle {
+            self.failures = 0;
+            self.backoff.reset();
+            self.link = Link::Broken { retry_at: now + self.backoff.pause() };
+        }
+        self.used = now;
+        self.enqueue(now, waiter);
+    }
+
+    /// A waiter that will not be served here, unless by another host: whoever has one takes it, and else it is rejected.
+    pub fn take_declined(&mut self) -> Option<(Waiter, Rejection)> {
+        self.declined.pop_front()
+    }
+
+    /// Nobody took it.
+    pub fn reject_declined(&mut self, waiter: &Waiter, rejection: Rejection) {
+        self.reject(waiter.owner, rejection);
+    }
+
+    /// A new session in place of this one, whose host goes away: it takes over the waiters, and connects after a pause.
+    pub fn successor(&mut self, names: Names, now: Instant) -> Self {
+        let mut successor = Self::new(names, self.backoff.clone(), now);
+        successor.link = Link::Broken { retry_at: now + successor.backoff.pause() };
+        self.hand_over_waiters(now, &mut successor);
+        successor
+    }
+
+    /// Lets the waiters of this session, whose host goes away, ask on another one.
+    pub fn hand_over_waiters(&mut self, now: Instant, successor: &mut Self) {
+        while let Some((&id, _)) = self.waiters.first_key_value() {
+            let Some(waiter) = self.take_waiter(id) else { return };
+            successor.wake(now);
+            successor.enqueue(now, Waiter { patient: true, ..waiter });
+        }
+    }
+
+    /// Does not wait any longer before it tries again: nobody else is left.
+    pub fn hurry(&mut self, now: Instant) {
+        if let Link::Broken { retry_at } = &mut self.link {
+            *retry_at = now.min(*retry_at);
+        }
+    }
+
+    /// It will not be served here.
+    pub(super) fn decline(&mut self, waiter: Waiter, rejection: Rejection) {
+        self.ids.remove(&waiter.owner);
+        self.declined.push_back((waiter, rejection));
+    }
+
+    pub(super) fn poll_declined(&mut self) -> Option<(RequestRef, Rejection)> {
+        self.declined.pop_front().map(|(waiter, rejection)| (waiter.owner, rejection))
+    }
+}
+
+/// What a request asks for may be in the hands of another host.
+pub(super) fn may_be_elsewhere(reason: v1::RejectReason) -> bool {
+    matches!(reason, v1::RejectReason::StoreUnavailable | v1::RejectReason::NoSuchHold)
+}
