@@ -135,14 +135,14 @@ async fn ask_etcd(
     connections: usize,
     (contenders, tally): Crowd<'_>,
 ) -> Result<(), Fault> {
-    let failed = |error: etcd_client::Error| Fault::Session { row: load.title, fault: error.to_string() };
+    let fault = |error: etcd_client::Error| Fault::Session { row: load.title, fault: error.to_string() };
     let mut clients = Vec::new();
     for _ in 0..connections.min(load.contenders) {
-        clients.push(Client::connect(etcd.endpoints(), None).await.map_err(failed)?);
+        clients.push(Client::connect(etcd.endpoints(), None).await.map_err(fault)?);
     }
     for contender in 0..load.contenders {
         let mut client = clients[contender % clients.len()].clone();
-        let lease = client.lease_grant(LEASE_S, None).await.map_err(failed)?.id();
+        let lease = client.lease_grant(LEASE_S, None).await.map_err(fault)?.id();
         let (load, tally) = (*load, Rc::clone(tally));
         contenders.spawn_local(async move {
             if let Err(fault) = lock_and_unlock(client, lease, &load, contender, number, &tally).await {
