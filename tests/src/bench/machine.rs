@@ -32,7 +32,7 @@ impl Machine {
     pub fn look(dir: &Path) -> Result<Self, Fault> {
         let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let processor = processor.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        let path = dir.join("durable");
+        let path = dir.join(format!("durable-{}", std::process::id()));
         let durable_write_us = durable_write_us(&path).map_err(|error| Fault::File(path, error))?;
         Ok(Self {
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),

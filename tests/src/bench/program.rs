@@ -79,7 +79,8 @@ pub fn end(name: &str, result: Result<(), Fault>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
-            eprintln!("{name}: {fault}");
+            // What was being measured stands in a line that has no end yet.
+            eprintln!("\n{name}: {fault}");
             ExitCode::FAILURE
         }
     }
