@@ -20,7 +20,7 @@ use turnstile_protocol::v1::Ending;
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::Instant;
 use crate::reentry::{HolderSecret, Reentry};
-use crate::session::{Ask, Names, Outcome, Output, Rejection, RequestRef, StreamToken, Tokens, Waiter};
+use crate::session::{Ask, Decline, Names, Outcome, Output, Rejection, RequestRef, StreamToken, Tokens, Waiter};
 use crate::sessions::Sessions;
 use rendezvous::{ClusterHash, KeyHash, Weight};
 use standing::Standing;
@@ -253,46 +253,46 @@ impl Hosts {
     fn place_declined(&mut self, now: Instant) {
         for index in 0..self.clusters.len() {
             let from = ClusterRef(index);
-            while let Some((waiter, rejection)) = self.get_mut(from).and_then(|it| it.sessions.take_declined()) {
-                match self.place_of_declined(now, from, &waiter, rejection) {
+            while let Some((mut waiter, decline)) = self.get_mut(from).and_then(|it| it.sessions.take_declined()) {
+                // Who was not reached was not asked.
+                if decline != Decline::Unreachable {
+                    waiter.note_decline(index);
+                }
+                match self.place_of_declined(now, from, &waiter, decline) {
                     Some(to) if self.has_room(to) => self.adopt(now, to, waiter),
                     Some(_) => self.reject(from, &waiter, Rejection::Busy { retry_after: None }),
-                    None => self.reject(from, &waiter, rejection),
+                    None => self.reject(from, &waiter, decline.rejection()),
                 }
             }
         }
     }
 
+    /// Another host for a waiter, which is asked there unless it was before.
     fn place_of_declined(
         &self,
         now: Instant,
         from: ClusterRef,
         waiter: &Waiter,
-        rejection: Rejection,
+        decline: Decline,
     ) -> Option<ClusterRef> {
         let key = KeyHash::of_request(waiter.keys());
         let secret = waiter.reentry_secret();
-        let elsewhere = |(_, _, to): &Place| *to != from;
-        let (.., to) = match rejection {
-            Rejection::NoSuchHold => self.place_of_hold(secret, key, elsewhere).filter(|(.., to)| {
-                // A host that is known to be another one need not say so itself.
-                self.is_of(*to, secret) != Some(false) && self.is_of(from, secret) != Some(true)
-            }),
-            Rejection::HostUnavailable if !secret.is_empty() => self.place_of_hold(secret, key, elsewhere),
-            Rejection::HostUnavailable => match self.get(from).filter(|from| !from.sessions.is_host_down()) {
-                // It cannot be reached.
-                None => self.best(key, elsewhere),
-                Some(_) if waiter.has_waited(now) => None,
-                // It cannot reach its store. The next in order may, and each is asked once.
-                Some(from) => {
-                    let asked = Reverse(from.hash.weight(key));
-                    self.best(key, |place| place.1 > asked && place.0 < Fitness::Doubtful)
-                }
-            },
-            _ => None,
+        let may = |(.., to): &Place| *to != from && !waiter.declined_by().contains(to.0);
+        // Of its own hold, the host that granted it has the last word.
+        if decline != Decline::Unreachable && self.is_of(from, secret) == Some(true) {
+            return None;
         }
-        .filter(|(fitness, ..)| *fitness < Fitness::Down)?;
-        Some(to)
+        let place = match decline {
+            // A host that is known to be another one need not say so itself.
+            Decline::NoSuchHold => {
+                self.place_of_hold(secret, key, may).filter(|(.., to)| self.is_of(*to, secret) != Some(false))
+            }
+            Decline::Unreachable if secret.is_empty() => self.best(key, may),
+            Decline::NoStore if waiter.has_waited(now) => None,
+            Decline::NoStore if secret.is_empty() => self.best(key, |place| may(place) && place.0 < Fitness::Doubtful),
+            Decline::Unreachable | Decline::NoStore => self.place_of_hold(secret, key, may),
+        };
+        place.filter(|(fitness, ..)| *fitness < Fitness::Down).map(|(.., to)| to)
     }
 
     /// Waiters of a host that is away go on to the next.
@@ -322,7 +322,13 @@ impl Hosts {
         let waiter = self.get(from)?.sessions.waiter(id)?;
         let (key, secret) = (KeyHash::of_request(waiter.keys()), waiter.reentry_secret());
         let may = |(.., to): &Place| *to == from || self.has_room(*to);
-        let place = if secret.is_empty() { self.best(key, may) } else { self.place_of_hold(secret, key, may) };
+        let is_new = |place: &Place| may(place) && (place.2 == from || !waiter.declined_by().contains(place.2.0));
+        let place = if secret.is_empty() {
+            // Rather than nowhere, it goes where it was declined: that may be long ago.
+            self.best(key, is_new).filter(|place| place.0 < fitness).or_else(|| self.best(key, may))
+        } else {
+            self.place_of_hold(secret, key, is_new)
+        };
         place.filter(|(better, _, to)| *better < fitness && *to != from).map(|(.., to)| to)
     }
 

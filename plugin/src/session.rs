@@ -28,7 +28,7 @@ use link::{Identity, Link};
 use outbox::Outbox;
 use pulse::Pulse;
 
-pub use handover::Sign;
+pub use handover::{ClusterSet, Decline, Sign};
 pub use terms::{Ask, Granted, Loss, Outcome, Rejection, Tokens};
 
 /// The longest time between two calls of [`Session::tick`] while [`Session::is_busy`].
@@ -89,6 +89,7 @@ pub struct Waiter {
     sent: bool,
     /// It has been in a host's queue, or came while a session lived: a failed connection does not end its wait.
     patient: bool,
+    declined_by: ClusterSet,
 }
 
 impl Waiter {
@@ -131,7 +132,7 @@ pub struct Session {
     losses: VecDeque<(RequestRef, Loss)>,
     outcomes: VecDeque<(RequestRef, Outcome)>,
     /// Waiters that this host does not serve, for now or at all.
-    declined: VecDeque<(Waiter, Rejection)>,
+    declined: VecDeque<(Waiter, Decline)>,
     /// When it was last needed.
     used: Instant,
     draining: bool,
@@ -181,7 +182,9 @@ impl Session {
         }
         let patient = self.identity.is_some();
         let deadline = now + ask.wait;
-        self.enqueue(now, Waiter { owner, acquire: ask.into(), asked: now, deadline, sent: false, patient });
+        let acquire = ask.into();
+        let declined_by = ClusterSet::default();
+        self.enqueue(now, Waiter { owner, acquire, asked: now, deadline, sent: false, patient, declined_by });
         Ok(())
     }
 

@@ -5,7 +5,9 @@ use turnstile_protocol::v1::Ending;
 
 use crate::backoff::Backoff;
 use crate::clock::Instant;
-use crate::session::{Ask, Names, Outcome, Output, Rejection, RequestRef, Session, Sign, StreamToken, Tokens, Waiter};
+use crate::session::{
+    Ask, Decline, Names, Outcome, Output, Rejection, RequestRef, Session, Sign, StreamToken, Tokens, Waiter,
+};
 
 /// Sessions that may be ending at once; past that, waiters wait until one has ended.
 const RETIRING_MAX: usize = 4;
@@ -105,7 +107,7 @@ impl Sessions {
     }
 
     /// See [`Session::take_declined`].
-    pub fn take_declined(&mut self) -> Option<(Waiter, Rejection)> {
+    pub fn take_declined(&mut self) -> Option<(Waiter, Decline)> {
         self.all().find_map(Session::take_declined)
     }
 

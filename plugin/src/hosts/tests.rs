@@ -40,6 +40,8 @@ struct Scripted {
     hellos: u32,
     /// What was asked, and is not over.
     asked: BTreeMap<u64, v1::Acquire>,
+    /// How much was asked in all.
+    asked_for: u32,
     cancelled: Vec<u64>,
     released: Vec<(u64, Ending)>,
 }
@@ -68,6 +70,7 @@ impl Bench {
             heartbeat_seq: 0,
             hellos: 0,
             asked: BTreeMap::new(),
+            asked_for: 0,
             cancelled: Vec::new(),
             released: Vec::new(),
         };
@@ -243,7 +246,10 @@ impl Scripted {
     fn hear(&mut self, item: Item) -> Vec<v1::ServerItem> {
         match item {
             Item::Hello(hello) => return self.greet(&hello),
-            Item::Acquire(acquire) => drop(self.asked.insert(acquire.id, acquire)),
+            Item::Acquire(acquire) => {
+                self.asked_for += 1;
+                self.asked.insert(acquire.id, acquire);
+            }
             Item::Cancel(v1::Cancel { id }) => {
                 self.asked.remove(&id);
                 self.cancelled.push(id);

@@ -1,7 +1,5 @@
 //! Waiters that leave for another session, and what is to be known for choosing one.
 
-use turnstile_protocol::v1;
-
 use super::farewells::Farewell;
 use super::link::Link;
 use super::{GREETING_SUSPICION, Names, Rejection, RequestRef, Session, WAITERS_MAX, Waiter};
@@ -25,6 +23,47 @@ pub enum Sign {
     Failed,
 }
 
+/// Why a host does not serve a waiter that another one may serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decline {
+    /// It cannot be reached.
+    Unreachable,
+    /// It said that its store does not answer.
+    NoStore,
+    /// It said that it does not know the hold to join.
+    NoSuchHold,
+}
+
+impl Decline {
+    /// What the request is told if nobody else serves it.
+    pub fn rejection(self) -> Rejection {
+        match self {
+            Self::Unreachable | Self::NoStore => Rejection::HostUnavailable,
+            Self::NoSuchHold => Rejection::NoSuchHold,
+        }
+    }
+}
+
+/// Some of the filter's clusters, by their places in its list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClusterSet(u16);
+
+impl ClusterSet {
+    /// Adds one. What has no place in the set (there are no more clusters than it has room for) is left out.
+    pub fn insert(&mut self, index: usize) {
+        self.0 |= Self::bit(index);
+    }
+
+    /// Whether it is one of them.
+    pub fn contains(self, index: usize) -> bool {
+        self.0 & Self::bit(index) != 0
+    }
+
+    fn bit(index: usize) -> u16 {
+        u32::try_from(index).ok().and_then(|index| 1_u16.checked_shl(index)).unwrap_or_default()
+    }
+}
+
 impl Waiter {
     /// The names of its keys.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
@@ -34,6 +73,16 @@ impl Waiter {
     /// Whether its wait is over. A try has none.
     pub fn has_waited(&self, now: Instant) -> bool {
         self.asked < self.deadline && self.deadline <= now
+    }
+
+    /// The clusters whose hosts were asked, and would not serve it.
+    pub fn declined_by(&self) -> ClusterSet {
+        self.declined_by
+    }
+
+    /// One more of them.
+    pub fn note_decline(&mut self, index: usize) {
+        self.declined_by.insert(index);
     }
 
     /// The secret of the hold that it wants to join; empty if it wants none.
@@ -97,7 +146,7 @@ impl Session {
     }
 
     /// A waiter that will not be served here, unless by another host: whoever has one takes it, and else it is rejected.
-    pub fn take_declined(&mut self) -> Option<(Waiter, Rejection)> {
+    pub fn take_declined(&mut self) -> Option<(Waiter, Decline)> {
         self.declined.pop_front()
     }
 
@@ -131,17 +180,12 @@ impl Session {
     }
 
     /// It will not be served here.
-    pub(super) fn decline(&mut self, waiter: Waiter, rejection: Rejection) {
+    pub(super) fn decline(&mut self, waiter: Waiter, decline: Decline) {
         self.ids.remove(&waiter.owner);
-        self.declined.push_back((waiter, rejection));
+        self.declined.push_back((waiter, decline));
     }
 
     pub(super) fn poll_declined(&mut self) -> Option<(RequestRef, Rejection)> {
-        self.declined.pop_front().map(|(waiter, rejection)| (waiter.owner, rejection))
+        self.declined.pop_front().map(|(waiter, decline)| (waiter.owner, decline.rejection()))
     }
-}
-
-/// What a request asks for may be in the hands of another host.
-pub(super) fn may_be_elsewhere(reason: v1::RejectReason) -> bool {
-    matches!(reason, v1::RejectReason::StoreUnavailable | v1::RejectReason::NoSuchHold)
 }

@@ -6,7 +6,8 @@ use prost::Message;
 use turnstile_protocol::{VERSION, v1};
 
 use super::farewells::Farewell;
-use super::{GREETING_PATIENCE, IDLE_MAX, Loss, Rejection, Session, StreamToken, TICK, Waiter};
+use super::handover::Decline;
+use super::{GREETING_PATIENCE, IDLE_MAX, Loss, Session, StreamToken, TICK, Waiter};
 use crate::clock::Instant;
 
 /// A Hello carries no more waiters than fit; the others ask anew.
@@ -208,7 +209,7 @@ impl Session {
             self.waiters.iter().filter(|(_, waiter)| !waiter.patient).map(|(&id, _)| id).collect();
         for id in impatient {
             if let Some(waiter) = self.waiters.remove(&id) {
-                self.decline(waiter, Rejection::HostUnavailable);
+                self.decline(waiter, Decline::Unreachable);
             }
         }
     }

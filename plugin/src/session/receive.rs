@@ -6,7 +6,7 @@ use prost::Message;
 use turnstile_protocol::v1::{self, RejectReason, server_item::Item};
 
 use super::farewells::Farewell;
-use super::handover::may_be_elsewhere;
+use super::handover::Decline;
 use super::link::{Identity, Link};
 use super::{FAREWELLS_MAX, Granted, Hold, Loss, MARGIN, Outcome, Rejection, Session, StreamToken, Waiter};
 use crate::clock::Instant;
@@ -120,6 +120,8 @@ impl Session {
         let Some(waiter) = self.waiters.remove(&reject.id) else { return };
         let retry_after = Some(Duration::from_millis(reject.retry_after_ms.into())).filter(|after| !after.is_zero());
         let rejection = match reject.reason() {
+            RejectReason::StoreUnavailable | RejectReason::Draining => return self.decline(waiter, Decline::NoStore),
+            RejectReason::NoSuchHold => return self.decline(waiter, Decline::NoSuchHold),
             RejectReason::Conflict => Rejection::Conflict,
             RejectReason::WaitTimeout => Rejection::WaitOver { retry_after },
             RejectReason::WaitHopeless => Rejection::Hopeless { retry_after },
@@ -127,17 +129,11 @@ impl Session {
             | RejectReason::SessionFull
             | RejectReason::KeysFull
             | RejectReason::TokensExhausted => Rejection::Busy { retry_after },
-            RejectReason::NoSuchHold => Rejection::NoSuchHold,
             RejectReason::Upgrade => Rejection::Upgrade,
             // Also a reason that only a newer host knows: it is there, and refuses, so `allow` must not let through.
             RejectReason::Invalid | RejectReason::Unsupported | RejectReason::Unspecified => Rejection::Invalid,
-            RejectReason::StoreUnavailable | RejectReason::Draining => Rejection::HostUnavailable,
         };
-        if may_be_elsewhere(reject.reason()) {
-            self.decline(waiter, rejection);
-        } else {
-            self.reject(waiter.owner, rejection);
-        }
+        self.reject(waiter.owner, rejection);
     }
 
     fn on_lost(&mut self, id: u64) {

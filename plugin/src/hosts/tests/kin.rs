@@ -111,3 +111,37 @@ fn when_no_host_is_there_joiners_are_told_so() {
     bench.pass(Duration::from_millis(300));
     bench.is_rejected(1, Rejection::HostUnavailable);
 }
+
+/// There is nowhere better to go: nobody else knows the hold.
+#[test]
+fn a_joiner_whose_host_cannot_claim_its_key_is_not_sent_to_and_fro() {
+    let mut bench = Bench::new(&["a", "b"]);
+    let ab = key(&["a", "b"]);
+    bench.ask(8, &key(&["b", "a"]), 60_000);
+    let secret = founded(&mut bench, "a", &ab);
+    join(&mut bench, 2, &ab, &secret);
+    let id = *bench.at("a").last().expect("it was asked");
+    bench.reject("a", id, RejectReason::StoreUnavailable);
+    assert_eq!((bench.at("a").len(), bench.at("b").len()), (1, 1));
+    assert_eq!(bench.outcomes.len(), 1, "it is over");
+}
+
+#[test]
+fn a_joiner_is_asked_once_of_each_host() {
+    let mut elsewhere = Bench::new(&["a", "b", "c"]);
+    let secret = founded(&mut elsewhere, "c", &key(&["c", "a", "b"]));
+    let mut bench = Bench::new(&["a", "b", "c"]);
+    bench.host("c").network = Network::Refusing;
+    join(&mut bench, 1, &key(&["a", "b", "c"]), &secret);
+    let mut answers = [RejectReason::NoSuchHold, RejectReason::StoreUnavailable].into_iter().cycle();
+    for _ in 0..35 {
+        for name in ["a", "b"] {
+            if let [id] = bench.at(name)[..] {
+                bench.reject(name, id, answers.next().expect("without end"));
+            }
+        }
+        bench.pass(Duration::from_millis(200));
+    }
+    assert_eq!((bench.host("a").asked_for, bench.host("b").asked_for), (1, 1));
+    assert_eq!(bench.outcomes.len(), 1, "it is over");
+}

@@ -230,6 +230,36 @@ fn what_one_hosts_store_refuses_is_asked_of_each_later_host_once() {
     bench.is_rejected(2, Rejection::HostUnavailable);
 }
 
+/// It was away when the request came, and so was not asked.
+#[test]
+fn a_host_that_came_back_is_asked_for_what_the_next_one_declines() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    bench.host("a").network = Network::Refusing;
+    bench.ask(1, &ab, 60_000);
+    bench.pass(Duration::from_millis(200));
+    bench.revive("a");
+    bench.pass(Duration::from_secs(3));
+    assert_eq!((bench.at("a").len(), bench.at("b")), (0, vec![1]));
+    bench.reject("b", 1, RejectReason::StoreUnavailable);
+    assert_eq!(bench.at("a").len(), 1, "{:?}", bench.outcomes);
+    let id = bench.at("a")[0];
+    bench.reject("a", id, RejectReason::StoreUnavailable);
+    bench.is_rejected(1, Rejection::HostUnavailable);
+}
+
+/// Its store was away when the request came, long ago.
+#[test]
+fn who_was_declined_waits_there_rather_than_nowhere() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    bench.ask(1, &ab, 60_000);
+    bench.reject("a", 1, RejectReason::StoreUnavailable);
+    bench.pass(Duration::from_secs(5));
+    assert_eq!(bench.at("b"), [1]);
+    bench.kill("b");
+    bench.pass(Duration::from_millis(300));
+    assert_eq!(bench.at("a").len(), 1, "{:?}", bench.outcomes);
+}
+
 #[test]
 fn a_full_session_takes_no_more() {
     let mut bench = Bench::new(&["a", "b"]);
