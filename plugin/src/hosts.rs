@@ -117,7 +117,12 @@ impl Hosts {
 
     /// See [`Session::believes`](crate::session::Session::believes).
     pub fn believes(&mut self, now: Instant, owner: RequestRef, tokens: &Tokens) -> bool {
-        self.all().any(|sessions| sessions.believes(now, owner, tokens))
+        let believed = self.all().any(|sessions| sessions.believes(now, owner, tokens));
+        if !believed && self.clusters.len() > 1 {
+            // It came back too late to be asked for again.
+            self.place_declined(now);
+        }
+        believed
     }
 
     // Inputs: streams and time.
@@ -261,7 +266,10 @@ impl Hosts {
                 match self.place_of_declined(now, from, &waiter, decline) {
                     Some(to) if self.has_room(to) => self.adopt(now, to, waiter),
                     Some(_) => self.reject(from, &waiter, Rejection::Busy { retry_after: None }),
-                    None => self.reject(from, &waiter, decline.rejection()),
+                    None => {
+                        let rejection = self.last_word(now, from, &waiter, decline.rejection());
+                        self.reject(from, &waiter, rejection);
+                    }
                 }
             }
         }
@@ -288,11 +296,31 @@ impl Hosts {
                 self.place_of_hold(secret, key, may).filter(|(.., to)| self.is_of(*to, secret) != Some(false))
             }
             Decline::Unreachable if secret.is_empty() => self.best(key, may),
-            Decline::NoStore if waiter.has_waited(now) => None,
-            Decline::NoStore if secret.is_empty() => self.best(key, |place| may(place) && place.0 < Fitness::Doubtful),
-            Decline::Unreachable | Decline::NoStore => self.place_of_hold(secret, key, may),
+            Decline::NoStore | Decline::Late if waiter.has_waited(now) => None,
+            Decline::NoStore | Decline::Late if secret.is_empty() => {
+                self.best(key, |place| may(place) && place.0 < Fitness::Doubtful)
+            }
+            Decline::Unreachable | Decline::NoStore | Decline::Late => self.place_of_hold(secret, key, may),
         };
         place.filter(|(fitness, ..)| *fitness < Fitness::Down).map(|(.., to)| to)
+    }
+
+    /// That there is no host must not be said while there is one that was not asked: under `allow` the request would go
+    /// through without a lock. If it is too late to ask that one, the wait is over.
+    fn last_word(&mut self, now: Instant, from: ClusterRef, waiter: &Waiter, rejection: Rejection) -> Rejection {
+        if rejection != Rejection::HostUnavailable {
+            return rejection;
+        }
+        let mut rejection = rejection;
+        for (index, cluster) in self.clusters.iter_mut().enumerate() {
+            let was_asked = index == from.0 || waiter.declined_by().contains(index);
+            if !was_asked && cluster.fitness() < Fitness::Doubtful {
+                rejection = Rejection::WaitOver { retry_after: None };
+                // It may be one that nobody has tried for a long time.
+                cluster.sessions.wake(now);
+            }
+        }
+        rejection
     }
 
     /// Waiters of a host that is away go on to the next.

@@ -85,6 +85,8 @@ pub struct Waiter {
     acquire: v1::Acquire,
     asked: Instant,
     deadline: Instant,
+    /// When its host was asked; until then, when it came to this host.
+    since: Instant,
     /// Whether the host of the current session was asked.
     sent: bool,
     /// It has been in a host's queue, or came while a session lived: a failed connection does not end its wait.
@@ -184,7 +186,10 @@ impl Session {
         let deadline = now + ask.wait;
         let acquire = ask.into();
         let declined_by = ClusterSet::default();
-        self.enqueue(now, Waiter { owner, acquire, asked: now, deadline, sent: false, patient, declined_by });
+        self.enqueue(
+            now,
+            Waiter { owner, acquire, asked: now, deadline, since: now, sent: false, patient, declined_by },
+        );
         Ok(())
     }
 
@@ -330,7 +335,7 @@ impl Session {
         if now < waiter.deadline {
             self.enqueue(now, waiter);
         } else {
-            self.reject(waiter.owner, Rejection::HostUnavailable);
+            self.decline(waiter, Decline::Late);
         }
     }
 
@@ -340,6 +345,7 @@ impl Session {
         if let Some(v1::client_item::Item::Acquire(acquire)) = self.outbox.push(acquire.into()).item {
             waiter.acquire = acquire;
         }
+        waiter.since = now;
         waiter.sent = true;
         waiter.patient = true;
     }
@@ -381,9 +387,9 @@ impl Session {
         let live = self.link.is_live();
         let patience = |waiter: &Waiter| {
             if live && waiter.sent {
-                waiter.deadline + ANSWER_PATIENCE
+                waiter.deadline.max(waiter.since) + ANSWER_PATIENCE
             } else {
-                waiter.deadline.max(waiter.asked + CONNECT_PATIENCE)
+                waiter.deadline.max(waiter.since + CONNECT_PATIENCE)
             }
         };
         let over: Vec<u64> =
@@ -393,7 +399,7 @@ impl Session {
             if waiter.sent {
                 self.say_farewell(id, Farewell::Cancel);
             }
-            self.reject(waiter.owner, Rejection::HostUnavailable);
+            self.decline(waiter, Decline::Late);
         }
     }
 }

@@ -28,6 +28,8 @@ pub enum Sign {
 pub enum Decline {
     /// It cannot be reached.
     Unreachable,
+    /// It did not answer in time, or its grant was not of use in time.
+    Late,
     /// It said that its store does not answer.
     NoStore,
     /// It said that it does not know the hold to join.
@@ -38,7 +40,7 @@ impl Decline {
     /// What the request is told if nobody else serves it.
     pub fn rejection(self) -> Rejection {
         match self {
-            Self::Unreachable | Self::NoStore => Rejection::HostUnavailable,
+            Self::Unreachable | Self::Late | Self::NoStore => Rejection::HostUnavailable,
             Self::NoSuchHold => Rejection::NoSuchHold,
         }
     }
@@ -142,7 +144,8 @@ impl Session {
             self.link = Link::Broken { retry_at: now + self.backoff.pause() };
         }
         self.used = now;
-        self.enqueue(now, waiter);
+        // Every host has as much time to answer.
+        self.enqueue(now, Waiter { since: now, ..waiter });
     }
 
     /// A waiter that will not be served here, unless by another host: whoever has one takes it, and else it is rejected.
