@@ -14,6 +14,7 @@ mod standing;
 mod tests;
 
 use core::cmp::Reverse;
+use core::time::Duration;
 
 use turnstile_protocol::v1::Ending;
 
@@ -26,6 +27,9 @@ use rendezvous::{ClusterHash, KeyHash, Weight};
 use standing::Standing;
 
 pub use standing::{Absence, Change};
+
+/// Hosts that are all away are not hurried more often.
+const HURRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// One of the filter's clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +67,8 @@ pub struct Hosts {
     /// In the order of their names, so that what is decided by it is the same everywhere.
     clusters: Vec<Cluster>,
     failovers: u32,
+    /// When all hosts were away last, and tried again.
+    hurried: Option<Instant>,
 }
 
 impl Hosts {
@@ -81,7 +87,7 @@ impl Hosts {
                 change: None,
             }
         };
-        Self { clusters: sorted.into_iter().map(cluster).collect(), failovers: 0 }
+        Self { clusters: sorted.into_iter().map(cluster).collect(), failovers: 0, hurried: None }
     }
 
     // Inputs: requests.
@@ -96,8 +102,12 @@ impl Hosts {
             Reentry::Closed | Reentry::Open => self.best(key, |_| true),
             Reentry::Join(secret) => self.place_of_hold(secret.as_bytes(), key, |_| true),
         };
-        let Some((_, Reverse(weight), place)) = place else { return Err(Rejection::HostUnavailable) };
+        let Some((fitness, Reverse(weight), place)) = place else { return Err(Rejection::HostUnavailable) };
         let is_bound = matches!(ask.reentry, Reentry::Join(_));
+        if fitness >= Fitness::Doubtful {
+            // One that nobody has tried for long may be there.
+            self.all().for_each(|sessions| sessions.wake(now));
+        }
         let passed_over = !is_bound && self.wake_preferred(now, key, weight);
         let Some(cluster) = self.get_mut(place) else { return Err(Rejection::HostUnavailable) };
         cluster.sessions.acquire(now, owner, ask)?;
@@ -239,17 +249,28 @@ impl Hosts {
     // Helpers: what follows from an input.
 
     fn settle(&mut self, now: Instant) {
-        let mut has_left = false;
+        let mut has_failed = false;
         for cluster in &mut self.clusters {
-            has_left |= cluster.observe(now);
+            let was_there = cluster.fitness() < Fitness::Doubtful;
+            cluster.observe(now);
+            has_failed |= was_there && cluster.fitness() >= Fitness::Doubtful;
         }
         if self.clusters.len() == 1 {
             return;
         }
         self.place_declined(now);
         self.move_waiters(now);
-        // When no host is left that answers, those that are away are tried again at once.
-        if has_left && self.clusters.iter().all(|cluster| cluster.fitness() >= Fitness::Doubtful) {
+        if has_failed {
+            self.hurry(now);
+        }
+    }
+
+    /// When no host is left that answers, those that are away are tried again: not too often, since hosts that drain
+    /// answer each try with a goodbye.
+    fn hurry(&mut self, now: Instant) {
+        let is_early = self.hurried.is_some_and(|hurried| now < hurried + HURRY_PAUSE);
+        if !is_early && self.clusters.iter().all(|cluster| cluster.fitness() >= Fitness::Doubtful) {
+            self.hurried = Some(now);
             self.all().for_each(|sessions| sessions.hurry(now));
         }
     }
@@ -432,13 +453,11 @@ impl Hosts {
 }
 
 impl Cluster {
-    /// Whether the host is away from now on.
-    fn observe(&mut self, now: Instant) -> bool {
+    fn observe(&mut self, now: Instant) {
         let departed = self.sessions.take_departure().then(|| self.standing.says_goodbye(now)).flatten();
         let seen = self.standing.observe(now, self.sessions.sign(now));
         let change = departed.or(seen);
         self.change = change.or(self.change);
-        matches!(change, Some(Change::Left(_)))
     }
 
     fn fitness(&self) -> Fitness {

@@ -175,11 +175,20 @@ impl Session {
         }
     }
 
-    /// Does not wait any longer before it tries again: nobody else is left.
+    /// Tries again soon, also if nobody has needed it for long: nobody else is left. All workers may think of it at the
+    /// same instant, so there is a short pause.
     pub fn hurry(&mut self, now: Instant) {
-        if let Link::Broken { retry_at } = &mut self.link {
-            *retry_at = now.min(*retry_at);
-        }
+        let retry_at = match self.link {
+            Link::Broken { retry_at } => retry_at.min(now + self.backoff.first_pause()),
+            Link::Idle => {
+                self.failures = 0;
+                self.backoff.reset();
+                now + self.backoff.pause()
+            }
+            Link::Waking | Link::Greeting { .. } | Link::Live { .. } => return,
+        };
+        self.used = now;
+        self.link = Link::Broken { retry_at };
     }
 
     /// It will not be served here.

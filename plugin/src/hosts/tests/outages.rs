@@ -398,6 +398,21 @@ fn when_the_last_host_leaves_the_others_are_tried_at_once() {
     bench.pass(Duration::from_secs(30));
     bench.revive("a");
     bench.drain("b");
-    bench.pass(TICK);
+    bench.pass(TICK * 2);
     assert_eq!(bench.at("a").len(), 1, "it did not wait for the next try");
+}
+
+/// It was away, and since then the other host has been enough.
+#[test]
+fn when_the_last_host_leaves_one_that_nobody_has_needed_is_tried() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    bench.host("a").network = Network::Refusing;
+    bench.ask(1, &ab, 600_000);
+    bench.pass(crate::session::IDLE_MAX + Duration::from_secs(10));
+    bench.revive("a");
+    bench.pass(Duration::from_secs(10));
+    assert!(bench.at("a").is_empty(), "nobody needs it");
+    bench.kill("b");
+    bench.pass(Duration::from_millis(300));
+    assert_eq!(bench.at("a").len(), 1, "{:?}", bench.outcomes);
 }
