@@ -100,6 +100,7 @@ impl Hosts {
         let key = KeyHash::of_request(ask.keys.iter().map(|request| request.key.as_str()));
         let place = match &ask.reentry {
             Reentry::Closed | Reentry::Open => self.best(key, |_| true),
+            Reentry::Join(secret) if self.is_left(secret.as_bytes()) => return Err(Rejection::NoSuchHold),
             Reentry::Join(secret) => self.place_of_hold(secret.as_bytes(), key, |_| true),
         };
         let Some((fitness, Reverse(weight), place)) = place else { return Err(Rejection::HostUnavailable) };
@@ -308,7 +309,7 @@ impl Hosts {
         let secret = waiter.reentry_secret();
         let may = |(.., to): &Place| *to != from && !waiter.declined_by().contains(to.0);
         // Of its own hold, the host that granted it has the last word.
-        if decline != Decline::Unreachable && self.is_of(from, secret) == Some(true) {
+        if self.is_left(secret) || decline != Decline::Unreachable && self.is_of(from, secret) == Some(true) {
             return None;
         }
         let place = match decline {
@@ -420,6 +421,11 @@ impl Hosts {
     fn is_of(&self, cluster: ClusterRef, secret: &[u8]) -> Option<bool> {
         let met = self.get(cluster)?.sessions.incarnation()?;
         Some(HolderSecret::incarnation_of(secret).is_some_and(|granted_by| granted_by == met))
+    }
+
+    /// Whether the hold of this secret is of a host that goes away.
+    fn is_left(&self, secret: &[u8]) -> bool {
+        !secret.is_empty() && self.clusters.iter().any(|cluster| cluster.sessions.is_left(secret))
     }
 
     fn places(&self, key: KeyHash) -> impl Iterator<Item = Place> {

@@ -394,13 +394,7 @@ impl Session {
         };
         let over: Vec<u64> =
             self.waiters.iter().filter(|(_, waiter)| patience(waiter) <= now).map(|(&id, _)| id).collect();
-        for id in over {
-            let Some(waiter) = self.waiters.remove(&id) else { continue };
-            if waiter.sent {
-                self.say_farewell(id, Farewell::Cancel);
-            }
-            self.decline(waiter, Decline::Late);
-        }
+        over.into_iter().for_each(|id| self.decline_waiter(id, Decline::Late));
     }
 }
 

@@ -191,6 +191,13 @@ impl Session {
         self.link = Link::Broken { retry_at };
     }
 
+    /// A waiter will not be served here. Its host is told, if it may know it.
+    pub fn decline_waiter(&mut self, id: u64, decline: Decline) {
+        if let Some(waiter) = self.take_waiter(id) {
+            self.decline(waiter, decline);
+        }
+    }
+
     /// It will not be served here.
     pub(super) fn decline(&mut self, waiter: Waiter, decline: Decline) {
         self.ids.remove(&waiter.owner);
