@@ -98,6 +98,8 @@ impl Session {
     pub fn sign(&self, now: Instant) -> Sign {
         match (&self.link, &self.identity) {
             (Link::Idle | Link::Waking, _) => Sign::Quiet,
+            // It answers, but takes nothing on.
+            (Link::Live { .. }, _) if self.draining => Sign::Trying,
             (Link::Live { .. }, Some(identity)) => Sign::Live { heard: identity.heard, able: self.able },
             (Link::Broken { .. } | Link::Greeting { .. }, _) if self.failures > 0 => Sign::Failed,
             (Link::Greeting { since, .. }, _) if now.saturating_since(*since) >= GREETING_SUSPICION => Sign::Failed,

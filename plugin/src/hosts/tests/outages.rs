@@ -416,3 +416,20 @@ fn when_the_last_host_leaves_one_that_nobody_has_needed_is_tried() {
     bench.pass(Duration::from_millis(300));
     assert_eq!(bench.at("a").len(), 1, "{:?}", bench.outcomes);
 }
+
+/// More of its sessions end than are kept beside the one in use, which then stays, and says so itself.
+#[test]
+fn a_draining_host_does_not_count_as_one_that_comes_back() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    bench.host("b").network = Network::Refusing;
+    bench.ask(1, &ab, 60_000);
+    bench.grant("a", 1);
+    bench.is_granted(1);
+    // It is asked in each session, and withdrawn, so that none is over at once.
+    bench.ask(2, &ab, 60_000);
+    bench.drain("a");
+    for _ in 0..400 {
+        bench.pass(TICK);
+        assert!(bench.hosts.clusters[0].fitness() >= Fitness::Doubtful, "at {:?}", bench.now);
+    }
+}
