@@ -53,9 +53,9 @@ impl Session {
         self.able = true;
         self.pulse.answered(self.pulse.last_seq());
         self.link = Link::Live { stream, next_heartbeat: now + heartbeat, suspected: None };
+        // Renews the holds at once; and the answer tells whether the host has a lease in its store.
+        self.send_heartbeat(now);
         if resumed {
-            // Renews the holds at once.
-            self.send_heartbeat(now);
             for item in self.farewells.untold(self.pulse.last_seq()) {
                 self.outbox.push(item);
             }

@@ -156,7 +156,8 @@ fn a_grant_that_came_to_nothing_is_no_absence_of_a_host() {
         let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
         bench.ask(1, &ab, wait_ms);
         let keys = vec![v1::KeyGrant { token: 1, barrier: 1 }];
-        let grant = v1::Grant { id: 1, keys, heartbeat_seq: 1, valid_ms: 3_900, ..Default::default() };
+        let heartbeat_seq = bench.host("a").heartbeat_seq;
+        let grant = v1::Grant { id: 1, keys, heartbeat_seq, valid_ms: 3_900, ..Default::default() };
         let message = v1::ServerMessage { items: vec![grant.into()] }.encode_to_vec();
         let stream = bench.host("a").stream.expect("it is up");
         bench.hosts.receive(bench.now, stream, &message);
@@ -282,6 +283,16 @@ fn a_host_without_a_lease_is_passed_over() {
     bench.revive("b");
     bench.pass(HEARTBEAT * 2);
     assert_eq!((bench.at("a").len(), bench.at("b").len()), (0, 2));
+}
+
+/// Its first answer to a heartbeat tells, and that is asked for at once.
+#[test]
+fn a_host_without_a_lease_is_found_out_when_it_is_met() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    bench.host("a").able = false;
+    bench.ask(1, &ab, 60_000);
+    bench.pass(Duration::from_millis(100));
+    assert_eq!((bench.at("a"), bench.at("b")), (vec![], vec![1]));
 }
 
 #[test]

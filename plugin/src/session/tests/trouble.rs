@@ -163,7 +163,7 @@ fn the_hold_limit_is_kept_here_too() {
     let id = bench.session.next_id;
     let ask = Ask { wait: Duration::from_secs(5), hold: Duration::from_millis(700), ..ask(2) };
     bench.session.acquire(bench.now, RequestRef(2), ask).expect("taken on");
-    bench.grant(id, 1);
+    bench.grant(id, 2);
     assert_eq!(bench.outcomes().len(), 1);
     assert!(bench.believes(2));
     bench.pass(650);
@@ -274,21 +274,21 @@ fn a_hello_is_bounded_by_all_keys_of_its_waiters() {
 #[test]
 fn many_releases_call_for_a_heartbeat_out_of_turn() {
     let mut bench = Bench::live();
-    bench.ack(1);
+    bench.ack(2);
     for owner in 1..=(FAREWELLS_MAX / 4) as u32 {
         bench.acquire(owner, 60_000);
         bench.session.cancel(RequestRef(owner));
     }
     bench.drain();
-    bench.ack(1);
-    bench.ack(1);
-    assert_eq!(heartbeats(&bench.drain()), [2], "one, and no second before it is answered");
+    bench.ack(2);
+    bench.ack(2);
+    assert_eq!(heartbeats(&bench.drain()), [3], "one, and no second before it is answered");
 }
 
 #[test]
 fn an_idle_session_is_closed_and_opened_anew() {
     let mut bench = Bench::live();
-    for beat in 2..70 {
+    for beat in 3..71 {
         bench.pass(1_000);
         bench.ack(beat);
         if !bench.session.is_busy() {
