@@ -317,10 +317,11 @@ impl Hosts {
             Decline::NoSuchHold => {
                 self.place_of_hold(secret, key, may).filter(|(.., to)| self.is_of(*to, secret) != Some(false))
             }
-            Decline::Unreachable if secret.is_empty() => self.best(key, may),
             Decline::NoStore | Decline::Late if waiter.has_waited(now) => None,
-            Decline::NoStore | Decline::Late if secret.is_empty() => {
-                self.best(key, |place| may(place) && place.0 < Fitness::Doubtful)
+            Decline::Unreachable | Decline::NoStore | Decline::Late if secret.is_empty() => {
+                let has_room = |place: &Place| may(place) && place.0 < Fitness::Doubtful && self.has_room(place.2);
+                let limit = if decline == Decline::Unreachable { Fitness::Down } else { Fitness::Doubtful };
+                self.best(key, has_room).or_else(|| self.best(key, |place| may(place) && place.0 < limit))
             }
             Decline::Unreachable | Decline::NoStore | Decline::Late => self.place_of_hold(secret, key, may),
         };

@@ -2,7 +2,7 @@
 
 use super::farewells::Farewell;
 use super::link::Link;
-use super::{GREETING_SUSPICION, Names, Rejection, RequestRef, Session, WAITERS_MAX, Waiter};
+use super::{Names, Rejection, RequestRef, Session, TICK, WAITERS_MAX, Waiter};
 use crate::clock::Instant;
 
 /// What a look at the stream says about the host.
@@ -102,7 +102,7 @@ impl Session {
             (Link::Live { .. }, _) if self.draining => Sign::Trying,
             (Link::Live { .. }, Some(identity)) => Sign::Live { heard: identity.heard, able: self.able },
             (Link::Broken { .. } | Link::Greeting { .. }, _) if self.failures > 0 => Sign::Failed,
-            (Link::Greeting { since, .. }, _) if now.saturating_since(*since) >= GREETING_SUSPICION => Sign::Failed,
+            (Link::Greeting { overdue: Some(since), .. }, _) if now >= *since + TICK => Sign::Failed,
             (Link::Broken { .. } | Link::Greeting { .. } | Link::Live { .. }, _) => Sign::Trying,
         }
     }

@@ -7,7 +7,7 @@ use turnstile_protocol::{VERSION, v1};
 
 use super::farewells::Farewell;
 use super::handover::Decline;
-use super::{GREETING_PATIENCE, IDLE_MAX, Loss, Session, StreamToken, TICK, Waiter};
+use super::{GREETING_PATIENCE, GREETING_SUSPICION, IDLE_MAX, Loss, Session, StreamToken, TICK, Waiter};
 use crate::clock::Instant;
 
 /// A Hello carries no more waiters than fit; the others ask anew.
@@ -24,10 +24,10 @@ pub(super) enum Link {
     Waking,
     /// None; the next is to be opened at this instant.
     Broken { retry_at: Instant },
-    /// Hello was sent, and Welcome is awaited.
-    Greeting { stream: StreamToken, since: Instant, resuming: bool },
-    /// Up. Silence is suspected from the tick on that first finds it: if we were frozen ourselves, the answers are
-    /// here but not yet read.
+    /// Hello was sent, and Welcome is awaited. `overdue` and `suspected`: since the tick that first found silence. One
+    /// more is to pass: if we were frozen ourselves, the answers are here but not yet read.
+    Greeting { stream: StreamToken, since: Instant, resuming: bool, overdue: Option<Instant> },
+    /// Up.
     Live { stream: StreamToken, next_heartbeat: Instant, suspected: Option<Instant> },
 }
 
@@ -76,7 +76,7 @@ impl Session {
         self.outbox.clear();
         let resume = self.resume(now, heartbeat_seq);
         self.generation = if resume.is_some() { self.generation + 1 } else { 1 };
-        self.link = Link::Greeting { stream, since: now, resuming: resume.is_some() };
+        self.link = Link::Greeting { stream, since: now, resuming: resume.is_some(), overdue: None };
         let hello = v1::Hello {
             protocol_version: VERSION,
             node: self.names.node.clone(),
@@ -119,12 +119,20 @@ impl Session {
             Link::Idle => {}
             Link::Waking | Link::Broken { .. } | Link::Greeting { .. } if self.is_idle(now) => self.close_idle(),
             Link::Waking | Link::Broken { .. } => {}
-            Link::Greeting { since, .. } => {
-                if now.saturating_since(since) >= GREETING_PATIENCE {
-                    self.give_up_stream(now);
-                }
-            }
+            Link::Greeting { .. } => self.tick_greeting(now),
             Link::Live { .. } => self.tick_live(now),
+        }
+    }
+
+    fn tick_greeting(&mut self, now: Instant) {
+        let Link::Greeting { since, overdue, .. } = &mut self.link else { return };
+        let silent = now.saturating_since(*since);
+        if silent < GREETING_SUSPICION {
+            return;
+        }
+        let is_sure = now >= *overdue.get_or_insert(now) + TICK;
+        if is_sure && silent >= GREETING_PATIENCE {
+            self.give_up_stream(now);
         }
     }
 

@@ -36,7 +36,7 @@ impl Session {
     }
 
     fn on_welcome(&mut self, now: Instant, welcome: v1::Welcome) {
-        let Link::Greeting { stream, since, resuming } = self.link else { return };
+        let Link::Greeting { stream, since, resuming, .. } = self.link else { return };
         let resumed = resuming && welcome.resumed;
         if !resumed {
             self.forget_session(now);
@@ -122,6 +122,8 @@ impl Session {
         let rejection = match reject.reason() {
             RejectReason::StoreUnavailable | RejectReason::Draining => return self.decline(waiter, Decline::NoStore),
             RejectReason::NoSuchHold => return self.decline(waiter, Decline::NoSuchHold),
+            // Asked when its time was up, it was a try for the host.
+            RejectReason::Conflict if waiter.has_waited(now) => Rejection::WaitOver { retry_after },
             RejectReason::Conflict => Rejection::Conflict,
             RejectReason::WaitTimeout => Rejection::WaitOver { retry_after },
             RejectReason::WaitHopeless => Rejection::Hopeless { retry_after },

@@ -101,6 +101,34 @@ fn a_silent_host_is_passed_over_before_anyone_runs_out_of_patience() {
     assert_eq!(bench.at("b"), [1]);
 }
 
+/// The answers were here, and not read yet.
+#[test]
+fn a_worker_that_was_frozen_itself_does_not_suspect_its_host() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    bench.ask(1, &ab, 20_000);
+    bench.host("a").network = Network::Silent;
+    bench.break_stream("a");
+    while bench.host("a").stream.is_none() {
+        bench.pass(TICK);
+    }
+    // Frozen for a while, it ticks before it reads.
+    bench.now = bench.now + Duration::from_millis(1_000);
+    bench.hosts.tick(bench.now);
+    bench.turn();
+    let greeting = v1::Welcome {
+        incarnation: format!("{:016x}", 0x1000),
+        session_id: 1,
+        resumed: true,
+        ttl_ms: 4_000,
+        heartbeat_ms: 1_000,
+        ..Default::default()
+    };
+    bench.say_as("a", greeting.into());
+    bench.host("a").network = Network::Fine;
+    bench.pass(Duration::from_secs(1));
+    assert_eq!((bench.at("a"), bench.at("b"), bench.changes()), (vec![1], vec![], vec![]));
+}
+
 /// Its host does not answer, and does not count as away yet.
 #[test]
 fn who_runs_out_of_patience_with_a_host_is_not_told_that_there_is_none() {
@@ -370,6 +398,29 @@ fn who_finds_no_room_has_waited_in_vain() {
     bench.kill("a");
     bench.pass(Duration::from_millis(3_100));
     bench.is_rejected(9_999, WAIT_OVER);
+}
+
+#[test]
+fn who_comes_to_a_full_session_from_a_dead_host_goes_to_a_third() {
+    let mut bench = Bench::new(&["a", "b", "c"]);
+    let bca = key(&["b", "c", "a"]);
+    (0..crate::session::WAITERS_MAX as u32).for_each(|owner| bench.ask(owner, &bca, 60_000));
+    bench.host("a").network = Network::Refusing;
+    bench.ask(9_999, &key(&["a", "b", "c"]), 60_000);
+    bench.pass(Duration::from_millis(200));
+    assert_eq!(bench.at("c"), [1], "{:?}", bench.outcomes);
+}
+
+/// What is left of its wait when it is asked again is nothing, which makes it a try.
+#[test]
+fn who_was_asked_when_its_time_was_up_has_waited_in_vain() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    bench.host("a").network = Network::Silent;
+    bench.ask(1, &ab, 300);
+    bench.pass(Duration::from_millis(800));
+    assert_eq!(bench.host("b").asked[&1].wait_ms, 0);
+    bench.reject("b", 1, RejectReason::Conflict);
+    bench.is_rejected(1, WAIT_OVER);
 }
 
 #[test]
