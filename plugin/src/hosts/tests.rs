@@ -2,6 +2,7 @@
 
 mod kin;
 mod outages;
+mod verdicts;
 
 use core::time::Duration;
 use std::collections::BTreeMap;
