@@ -24,7 +24,7 @@ use turnstile_protocol::v1;
 use crate::backoff::Backoff;
 use crate::clock::Instant;
 use farewells::{Farewell, Farewells};
-use link::{Identity, Link};
+use link::{Abandoned, Identity, Link};
 use outbox::Outbox;
 use pulse::Pulse;
 
@@ -118,6 +118,8 @@ pub struct Session {
     names: Names,
     link: Link,
     identity: Option<Identity>,
+    /// Only while there is no identity.
+    abandoned: Option<Abandoned>,
     generation: u64,
     /// Connections that failed since the last Welcome.
     failures: u32,
@@ -149,6 +151,7 @@ impl Session {
             names,
             link: Link::Idle,
             identity: None,
+            abandoned: None,
             generation: 0,
             failures: 0,
             backoff,

@@ -5,7 +5,7 @@ use core::time::Duration;
 use prost::Message;
 use turnstile_protocol::{VERSION, v1};
 
-use super::farewells::Farewell;
+use super::farewells::{Farewell, Farewells};
 use super::handover::Decline;
 use super::{GREETING_PATIENCE, GREETING_SUSPICION, IDLE_MAX, Loss, Session, StreamToken, TICK, Waiter};
 use crate::clock::Instant;
@@ -53,6 +53,15 @@ pub(super) struct Identity {
     pub(super) heartbeat: Duration,
     /// The send of the newest heartbeat that the host has processed: the TTL counts from there at the earliest.
     pub(super) heard: Instant,
+}
+
+/// What is left of a session that we gave up because it must be over by now. If its host was frozen, it may come to life
+/// again, with our waiters in its queues: then they are withdrawn, since nobody would ever use what they are granted.
+#[derive(Debug)]
+pub(super) struct Abandoned {
+    incarnation: String,
+    session_id: u64,
+    farewells: Farewells,
 }
 
 impl Session {
@@ -109,7 +118,7 @@ impl Session {
     pub(super) fn tick_link(&mut self, now: Instant) {
         let expired = self.identity.as_ref().is_some_and(|identity| identity.heard + identity.ttl <= now);
         if expired && !self.link.is_live() {
-            self.forget_session(now);
+            self.abandon_session(now);
             // A Hello that resumes it may be under way, and must not be answered with what we have just forgotten.
             if matches!(self.link, Link::Greeting { .. }) {
                 self.give_up_stream(now);
@@ -184,6 +193,25 @@ impl Session {
         }
     }
 
+    /// The host must have forgotten the session. Should it not have, it is told with the next Hello what is not wanted.
+    fn abandon_session(&mut self, now: Instant) {
+        let Some(identity) = &self.identity else { return };
+        let mut farewells = core::mem::take(&mut self.farewells);
+        for (&id, _) in self.waiters.iter().filter(|(_, waiter)| waiter.sent) {
+            farewells.push(id, Farewell::Cancel, 0, false);
+        }
+        for (&id, _) in self.holds.iter().filter(|(_, hold)| hold.unused.is_some()) {
+            farewells.push(id, Farewell::Release(v1::Ending::Unsent), 0, false);
+        }
+        let (incarnation, session_id) = (identity.incarnation.clone(), identity.session_id);
+        self.abandoned = Some(Abandoned { incarnation, session_id, farewells });
+        self.forget_session(now);
+        // A host takes no number twice.
+        for waiter in core::mem::take(&mut self.waiters).into_values() {
+            self.enqueue(now, waiter);
+        }
+    }
+
     fn is_idle(&self, now: Instant) -> bool {
         self.is_unused() && now.saturating_since(self.used) >= IDLE_MAX
     }
@@ -192,6 +220,7 @@ impl Session {
         self.closing = self.link.stream();
         self.link = Link::Idle;
         self.identity = None;
+        self.abandoned = None;
         self.farewells.clear();
         self.outbox.clear();
     }
@@ -223,6 +252,10 @@ impl Session {
     }
 
     fn resume(&mut self, now: Instant, hello_seq: u64) -> Option<v1::Resume> {
+        if let Some(Abandoned { incarnation, session_id, farewells }) = &self.abandoned {
+            let (incarnation, releases) = (incarnation.clone(), farewells.releases());
+            return Some(v1::Resume { incarnation, session_id: *session_id, releases, ..v1::Resume::default() });
+        }
         let (incarnation, session_id) =
             self.identity.as_ref().map(|identity| (identity.incarnation.clone(), identity.session_id))?;
         let mut waiters = Vec::new();

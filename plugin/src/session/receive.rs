@@ -41,6 +41,7 @@ impl Session {
         if !resumed {
             self.forget_session(now);
         }
+        self.abandoned = None;
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms.max(1).into());
         self.identity = Some(Identity {
             incarnation: welcome.incarnation,
