@@ -15,6 +15,7 @@ mod receive;
 mod terms;
 #[cfg(test)]
 mod tests;
+mod trouble;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -27,6 +28,7 @@ use farewells::{Farewell, Farewells};
 use link::{Abandoned, Identity, Link};
 use outbox::Outbox;
 use pulse::Pulse;
+use trouble::StoreTrouble;
 
 pub use handover::{ClusterSet, Decline, Sign};
 pub use terms::{Ask, Granted, Loss, Outcome, Rejection, Tokens};
@@ -142,6 +144,7 @@ pub struct Session {
     draining: bool,
     /// Whether the host's last word was good for any time.
     able: bool,
+    store: StoreTrouble,
 }
 
 impl Session {
@@ -169,6 +172,7 @@ impl Session {
             used: now,
             draining: false,
             able: true,
+            store: StoreTrouble::default(),
         }
     }
 

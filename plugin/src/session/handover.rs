@@ -16,7 +16,8 @@ pub enum Sign {
     Live {
         /// The send of the newest heartbeat that it has answered.
         heard: Instant,
-        /// Whether its word is good for any time at all. Without a lease in its store it is not.
+        /// Whether its word is good for any time at all, which it is not without a lease in its store, and whether it
+        /// can use its store.
         able: bool,
     },
     /// The last attempt failed, or the greeting is overdue.
@@ -100,7 +101,9 @@ impl Session {
             (Link::Idle | Link::Waking, _) => Sign::Quiet,
             // It answers, but takes nothing on.
             (Link::Live { .. }, _) if self.draining => Sign::Trying,
-            (Link::Live { .. }, Some(identity)) => Sign::Live { heard: identity.heard, able: self.able },
+            (Link::Live { .. }, Some(identity)) => {
+                Sign::Live { heard: identity.heard, able: self.able && !self.store.is_on(now) }
+            }
             (Link::Broken { .. } | Link::Greeting { .. }, _) if self.failures > 0 => Sign::Failed,
             (Link::Greeting { overdue: Some(since), .. }, _) if now >= *since + TICK => Sign::Failed,
             (Link::Broken { .. } | Link::Greeting { .. } | Link::Live { .. }, _) => Sign::Trying,

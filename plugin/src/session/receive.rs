@@ -25,7 +25,7 @@ impl Session {
                 Item::Grant(grant) => self.on_grant(now, &grant),
                 Item::Reject(reject) => self.on_reject(now, &reject),
                 Item::Lost(lost) => self.on_lost(lost.id),
-                Item::HeartbeatAck(ack) => self.on_ack(&ack),
+                Item::HeartbeatAck(ack) => self.on_ack(now, &ack),
                 Item::GoAway(_) => self.draining = true,
             }
         }
@@ -40,6 +40,7 @@ impl Session {
         let resumed = resuming && welcome.resumed;
         if !resumed {
             self.forget_session(now);
+            self.store.over();
         }
         self.abandoned = None;
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms.max(1).into());
@@ -82,6 +83,7 @@ impl Session {
             return;
         };
         self.backoff.reset();
+        self.store.over();
         let Some(granted) = Granted::parse(&waiter.acquire, grant) else {
             // Which locks these are, nobody can tell.
             self.say_farewell(grant.id, Farewell::Release(v1::Ending::Unsent));
@@ -121,7 +123,10 @@ impl Session {
         let Some(waiter) = self.waiters.remove(&reject.id) else { return };
         let retry_after = Some(Duration::from_millis(reject.retry_after_ms.into())).filter(|after| !after.is_zero());
         let rejection = match reject.reason() {
-            RejectReason::StoreUnavailable | RejectReason::Draining => return self.decline(waiter, Decline::NoStore),
+            RejectReason::StoreUnavailable | RejectReason::Draining => {
+                self.store.refused(now);
+                return self.decline(waiter, Decline::NoStore);
+            }
             RejectReason::NoSuchHold => return self.decline(waiter, Decline::NoSuchHold),
             // Asked when its time was up, it was a try for the host.
             RejectReason::Conflict if waiter.has_waited(now) => Rejection::WaitOver { retry_after },
@@ -147,10 +152,10 @@ impl Session {
         }
     }
 
-    fn on_ack(&mut self, ack: &v1::HeartbeatAck) {
+    fn on_ack(&mut self, now: Instant, ack: &v1::HeartbeatAck) {
         let Some(promise) = self.promise(ack.seq, ack.valid_ms) else { return };
         self.backoff.reset();
-        self.able = ack.valid_ms > 0;
+        self.able = now < promise;
         for hold in self.holds.values_mut().filter(|hold| !hold.lost) {
             hold.promise = hold.promise.max(promise);
         }

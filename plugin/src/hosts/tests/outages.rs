@@ -311,3 +311,40 @@ fn a_draining_host_does_not_count_as_one_that_comes_back() {
         assert!(bench.hosts.clusters[0].fitness() >= Fitness::Doubtful, "at {:?}", bench.now);
     }
 }
+
+/// Its heartbeats go well, and its claims do not.
+#[test]
+fn a_host_that_can_claim_nothing_is_passed_over() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    bench.ask(100, &ab, 600_000);
+    for owner in 1..=5 {
+        assert_eq!((bench.changes(), bench.at("a").len()), (vec![], 1), "refusal {owner}");
+        bench.ask(owner, &ab, 60_000);
+        let id = *bench.at("a").last().expect("it was asked");
+        bench.reject("a", id, RejectReason::StoreUnavailable);
+    }
+    bench.pass(TICK * 2);
+    assert_eq!(bench.changes(), [told("a", Change::Left(Absence::Unable))]);
+    assert_eq!((bench.at("a").len(), bench.at("b").len()), (0, 6), "who waits there goes too");
+    bench.ask(6, &ab, 0);
+    assert_eq!(bench.at("b").len(), 7, "at once");
+    // In time it is tried again, and one refusal is enough then.
+    bench.pass(Duration::from_secs(6));
+    assert_eq!(bench.changes(), [told("a", Change::Returned)]);
+    bench.ask(7, &ab, 60_000);
+    let id = bench.at("a")[0];
+    bench.reject("a", id, RejectReason::StoreUnavailable);
+    assert_eq!(bench.changes(), [told("a", Change::Left(Absence::Unable))]);
+    // A grant says that all is well.
+    bench.pass(Duration::from_secs(12));
+    assert_eq!(bench.changes(), [told("a", Change::Returned)]);
+    bench.outcomes.clear();
+    bench.ask(8, &ab, 60_000);
+    let id = bench.at("a")[0];
+    bench.grant("a", id);
+    bench.is_granted(8);
+    bench.ask(9, &ab, 60_000);
+    let id = *bench.at("a").last().expect("it was asked");
+    bench.reject("a", id, RejectReason::StoreUnavailable);
+    assert_eq!(bench.changes(), []);
+}
