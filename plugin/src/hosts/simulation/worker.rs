@@ -148,7 +148,8 @@ impl World {
             let first = self.rng.below(KEYS);
             let others = self.rng.below(2);
             let keys: Keys = (first..=first + others).map(|key| format!("default/{}", key % KEYS)).collect();
-            let wait = Duration::from_millis(self.rng.below(6_000));
+            let wait_ms = if self.chance(4) { 0 } else { self.rng.below(6_000) };
+            let wait = Duration::from_millis(wait_ms);
             self.ask(index, keys, wait);
         }
         if self.chance(60) {
