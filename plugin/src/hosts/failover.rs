@@ -95,6 +95,9 @@ impl Hosts {
     /// That there is no host must not be said while there is one that was not asked: under `allow` the request would go
     /// through without a lock. If it is too late to ask that one, the wait is over.
     fn last_word(&mut self, now: Instant, from: ClusterRef, waiter: &Waiter, rejection: Rejection) -> Rejection {
+        if self.is_left(waiter.reentry_secret()) {
+            return Rejection::NoSuchHold;
+        }
         if rejection != Rejection::HostUnavailable {
             return rejection;
         }

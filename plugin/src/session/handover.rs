@@ -47,12 +47,14 @@ impl Decline {
     }
 }
 
+const _: () = assert!(turnstile_rules::CLUSTERS_MAX <= u16::BITS as usize);
+
 /// Some of the filter's clusters, by their places in its list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClusterSet(u16);
 
 impl ClusterSet {
-    /// Adds one. What has no place in the set (there are no more clusters than it has room for) is left out.
+    /// Adds one.
     pub fn insert(&mut self, index: usize) {
         self.0 |= Self::bit(index);
     }
