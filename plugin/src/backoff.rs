@@ -44,6 +44,15 @@ impl Backoff {
     pub fn pause(&mut self) -> Duration {
         let pause = self.next;
         self.next = pause.saturating_mul(2).min(Self::LAST);
+        self.shortened(pause)
+    }
+
+    /// How long to pause if there is a new reason to try at once. Later pauses are as long as before.
+    pub fn first_pause(&mut self) -> Duration {
+        self.shortened(Self::FIRST)
+    }
+
+    fn shortened(&mut self, pause: Duration) -> Duration {
         let half_us = u64::try_from(pause.as_micros() / 2).unwrap_or(0);
         pause.saturating_sub(Duration::from_micros(self.jitter.below(half_us)))
     }

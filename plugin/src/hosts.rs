@@ -6,6 +6,7 @@
 //! before it is withdrawn, so that it is granted once. Holds stay where they are. Which host is asked is a matter of
 //! speed: what makes it safe is the store that the hosts share.
 
+mod failover;
 mod rendezvous;
 #[cfg(test)]
 mod simulation;
@@ -20,7 +21,7 @@ use turnstile_protocol::v1::Ending;
 use crate::backoff::{Backoff, Jitter};
 use crate::clock::Instant;
 use crate::reentry::{HolderSecret, Reentry};
-use crate::session::{Ask, Names, Outcome, Output, Rejection, RequestRef, StreamToken, Tokens, Waiter};
+use crate::session::{Ask, Names, Outcome, Output, Rejection, RequestRef, StreamToken, Tokens};
 use crate::sessions::Sessions;
 use rendezvous::{ClusterHash, KeyHash, Weight};
 use standing::Standing;
@@ -63,6 +64,8 @@ pub struct Hosts {
     /// In the order of their names, so that what is decided by it is the same everywhere.
     clusters: Vec<Cluster>,
     failovers: u32,
+    /// When all hosts were away last, and tried again.
+    hurried: Option<Instant>,
 }
 
 impl Hosts {
@@ -81,7 +84,7 @@ impl Hosts {
                 change: None,
             }
         };
-        Self { clusters: sorted.into_iter().map(cluster).collect(), failovers: 0 }
+        Self { clusters: sorted.into_iter().map(cluster).collect(), failovers: 0, hurried: None }
     }
 
     // Inputs: requests.
@@ -94,10 +97,15 @@ impl Hosts {
         let key = KeyHash::of_request(ask.keys.iter().map(|request| request.key.as_str()));
         let place = match &ask.reentry {
             Reentry::Closed | Reentry::Open => self.best(key, |_| true),
+            Reentry::Join(secret) if self.is_left(secret.as_bytes()) => return Err(Rejection::NoSuchHold),
             Reentry::Join(secret) => self.place_of_hold(secret.as_bytes(), key, |_| true),
         };
-        let Some((_, Reverse(weight), place)) = place else { return Err(Rejection::HostUnavailable) };
+        let Some((fitness, Reverse(weight), place)) = place else { return Err(Rejection::HostUnavailable) };
         let is_bound = matches!(ask.reentry, Reentry::Join(_));
+        if fitness >= Fitness::Doubtful {
+            // One that nobody has tried for long may be there.
+            self.all().for_each(|sessions| sessions.wake(now));
+        }
         let passed_over = !is_bound && self.wake_preferred(now, key, weight);
         let Some(cluster) = self.get_mut(place) else { return Err(Rejection::HostUnavailable) };
         cluster.sessions.acquire(now, owner, ask)?;
@@ -117,7 +125,12 @@ impl Hosts {
 
     /// See [`Session::believes`](crate::session::Session::believes).
     pub fn believes(&mut self, now: Instant, owner: RequestRef, tokens: &Tokens) -> bool {
-        self.all().any(|sessions| sessions.believes(now, owner, tokens))
+        let believed = self.all().any(|sessions| sessions.believes(now, owner, tokens));
+        if !believed && self.clusters.len() > 1 {
+            // It came back too late to be asked for again.
+            self.place_declined(now);
+        }
+        believed
     }
 
     // Inputs: streams and time.
@@ -231,118 +244,6 @@ impl Hosts {
         self.clusters.iter().any(|cluster| cluster.sessions.is_busy())
     }
 
-    // Helpers: what follows from an input.
-
-    fn settle(&mut self, now: Instant) {
-        let mut has_left = false;
-        for cluster in &mut self.clusters {
-            has_left |= cluster.observe(now);
-        }
-        if self.clusters.len() == 1 {
-            return;
-        }
-        self.place_declined(now);
-        self.move_waiters(now);
-        // When no host is left that answers, those that are away are tried again at once.
-        if has_left && self.clusters.iter().all(|cluster| cluster.fitness() >= Fitness::Doubtful) {
-            self.all().for_each(|sessions| sessions.hurry(now));
-        }
-    }
-
-    /// What one host does not serve may be for another one.
-    fn place_declined(&mut self, now: Instant) {
-        for index in 0..self.clusters.len() {
-            let from = ClusterRef(index);
-            while let Some((waiter, rejection)) = self.get_mut(from).and_then(|it| it.sessions.take_declined()) {
-                match self.place_of_declined(now, from, &waiter, rejection) {
-                    Some(to) if self.has_room(to) => self.adopt(now, to, waiter),
-                    Some(_) => self.reject(from, &waiter, Rejection::Busy { retry_after: None }),
-                    None => self.reject(from, &waiter, rejection),
-                }
-            }
-        }
-    }
-
-    fn place_of_declined(
-        &self,
-        now: Instant,
-        from: ClusterRef,
-        waiter: &Waiter,
-        rejection: Rejection,
-    ) -> Option<ClusterRef> {
-        let key = KeyHash::of_request(waiter.keys());
-        let secret = waiter.reentry_secret();
-        let elsewhere = |(_, _, to): &Place| *to != from;
-        let (.., to) = match rejection {
-            Rejection::NoSuchHold => self.place_of_hold(secret, key, elsewhere).filter(|(.., to)| {
-                // A host that is known to be another one need not say so itself.
-                self.is_of(*to, secret) != Some(false) && self.is_of(from, secret) != Some(true)
-            }),
-            Rejection::HostUnavailable if !secret.is_empty() => self.place_of_hold(secret, key, elsewhere),
-            Rejection::HostUnavailable => match self.get(from).filter(|from| !from.sessions.is_host_down()) {
-                // It cannot be reached.
-                None => self.best(key, elsewhere),
-                Some(_) if waiter.has_waited(now) => None,
-                // It cannot reach its store. The next in order may, and each is asked once.
-                Some(from) => {
-                    let asked = Reverse(from.hash.weight(key));
-                    self.best(key, |place| place.1 > asked && place.0 < Fitness::Doubtful)
-                }
-            },
-            _ => None,
-        }
-        .filter(|(fitness, ..)| *fitness < Fitness::Down)?;
-        Some(to)
-    }
-
-    /// Waiters of a host that is away go on to the next.
-    fn move_waiters(&mut self, now: Instant) {
-        for index in 0..self.clusters.len() {
-            let from = ClusterRef(index);
-            let Some(fitness) = self.get(from).map(Cluster::fitness).filter(|fitness| *fitness >= Fitness::Doubtful)
-            else {
-                continue;
-            };
-            if !self.clusters.iter().any(|other| other.fitness() < fitness) {
-                continue;
-            }
-            let waiting: Vec<u64> =
-                self.get(from).map(|cluster| cluster.sessions.waiters().collect()).unwrap_or_default();
-            for id in waiting {
-                let Some(to) = self.refuge(from, fitness, id) else { continue };
-                if let Some(waiter) = self.get_mut(from).and_then(|from| from.sessions.take_waiter(id)) {
-                    self.adopt(now, to, waiter);
-                }
-            }
-        }
-    }
-
-    /// A better place for a waiter of a host that is away. One that joins a hold stays with the host that granted it.
-    fn refuge(&self, from: ClusterRef, fitness: Fitness, id: u64) -> Option<ClusterRef> {
-        let waiter = self.get(from)?.sessions.waiter(id)?;
-        let (key, secret) = (KeyHash::of_request(waiter.keys()), waiter.reentry_secret());
-        let may = |(.., to): &Place| *to == from || self.has_room(*to);
-        let place = if secret.is_empty() { self.best(key, may) } else { self.place_of_hold(secret, key, may) };
-        place.filter(|(better, _, to)| *better < fitness && *to != from).map(|(.., to)| to)
-    }
-
-    fn has_room(&self, cluster: ClusterRef) -> bool {
-        self.get(cluster).is_some_and(|cluster| cluster.sessions.has_room())
-    }
-
-    fn adopt(&mut self, now: Instant, to: ClusterRef, waiter: Waiter) {
-        self.failovers += 1;
-        if let Some(cluster) = self.get_mut(to) {
-            cluster.sessions.adopt(now, waiter);
-        }
-    }
-
-    fn reject(&mut self, from: ClusterRef, waiter: &Waiter, rejection: Rejection) {
-        if let Some(cluster) = self.get_mut(from) {
-            cluster.sessions.reject_declined(waiter, rejection);
-        }
-    }
-
     // Helpers: the choice.
 
     /// The best of the places that `may` be taken.
@@ -365,6 +266,11 @@ impl Hosts {
     fn is_of(&self, cluster: ClusterRef, secret: &[u8]) -> Option<bool> {
         let met = self.get(cluster)?.sessions.incarnation()?;
         Some(HolderSecret::incarnation_of(secret).is_some_and(|granted_by| granted_by == met))
+    }
+
+    /// Whether the hold of this secret is of a host that goes away.
+    fn is_left(&self, secret: &[u8]) -> bool {
+        !secret.is_empty() && self.clusters.iter().any(|cluster| cluster.sessions.is_left(secret))
     }
 
     fn places(&self, key: KeyHash) -> impl Iterator<Item = Place> {
@@ -398,13 +304,11 @@ impl Hosts {
 }
 
 impl Cluster {
-    /// Whether the host is away from now on.
-    fn observe(&mut self, now: Instant) -> bool {
+    fn observe(&mut self, now: Instant) {
         let departed = self.sessions.take_departure().then(|| self.standing.says_goodbye(now)).flatten();
         let seen = self.standing.observe(now, self.sessions.sign(now));
         let change = departed.or(seen);
         self.change = change.or(self.change);
-        matches!(change, Some(Change::Left(_)))
     }
 
     fn fitness(&self) -> Fitness {

@@ -15,6 +15,7 @@ mod receive;
 mod terms;
 #[cfg(test)]
 mod tests;
+mod trouble;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -24,11 +25,12 @@ use turnstile_protocol::v1;
 use crate::backoff::Backoff;
 use crate::clock::Instant;
 use farewells::{Farewell, Farewells};
-use link::{Identity, Link};
+use link::{Abandoned, Identity, Link};
 use outbox::Outbox;
 use pulse::Pulse;
+use trouble::StoreTrouble;
 
-pub use handover::Sign;
+pub use handover::{ClusterSet, Decline, Sign};
 pub use terms::{Ask, Granted, Loss, Outcome, Rejection, Tokens};
 
 /// The longest time between two calls of [`Session::tick`] while [`Session::is_busy`].
@@ -85,10 +87,13 @@ pub struct Waiter {
     acquire: v1::Acquire,
     asked: Instant,
     deadline: Instant,
+    /// When its host was asked; until then, when it came to this host.
+    since: Instant,
     /// Whether the host of the current session was asked.
     sent: bool,
     /// It has been in a host's queue, or came while a session lived: a failed connection does not end its wait.
     patient: bool,
+    declined_by: ClusterSet,
 }
 
 impl Waiter {
@@ -115,6 +120,8 @@ pub struct Session {
     names: Names,
     link: Link,
     identity: Option<Identity>,
+    /// Only while there is no identity.
+    abandoned: Option<Abandoned>,
     generation: u64,
     /// Connections that failed since the last Welcome.
     failures: u32,
@@ -131,12 +138,13 @@ pub struct Session {
     losses: VecDeque<(RequestRef, Loss)>,
     outcomes: VecDeque<(RequestRef, Outcome)>,
     /// Waiters that this host does not serve, for now or at all.
-    declined: VecDeque<(Waiter, Rejection)>,
+    declined: VecDeque<(Waiter, Decline)>,
     /// When it was last needed.
     used: Instant,
     draining: bool,
     /// Whether the host's last word was good for any time.
     able: bool,
+    store: StoreTrouble,
 }
 
 impl Session {
@@ -146,6 +154,7 @@ impl Session {
             names,
             link: Link::Idle,
             identity: None,
+            abandoned: None,
             generation: 0,
             failures: 0,
             backoff,
@@ -163,6 +172,7 @@ impl Session {
             used: now,
             draining: false,
             able: true,
+            store: StoreTrouble::default(),
         }
     }
 
@@ -181,7 +191,12 @@ impl Session {
         }
         let patient = self.identity.is_some();
         let deadline = now + ask.wait;
-        self.enqueue(now, Waiter { owner, acquire: ask.into(), asked: now, deadline, sent: false, patient });
+        let acquire = ask.into();
+        let declined_by = ClusterSet::default();
+        self.enqueue(
+            now,
+            Waiter { owner, acquire, asked: now, deadline, since: now, sent: false, patient, declined_by },
+        );
         Ok(())
     }
 
@@ -327,7 +342,7 @@ impl Session {
         if now < waiter.deadline {
             self.enqueue(now, waiter);
         } else {
-            self.reject(waiter.owner, Rejection::HostUnavailable);
+            self.decline(waiter, Decline::Late);
         }
     }
 
@@ -337,6 +352,7 @@ impl Session {
         if let Some(v1::client_item::Item::Acquire(acquire)) = self.outbox.push(acquire.into()).item {
             waiter.acquire = acquire;
         }
+        waiter.since = now;
         waiter.sent = true;
         waiter.patient = true;
     }
@@ -378,20 +394,14 @@ impl Session {
         let live = self.link.is_live();
         let patience = |waiter: &Waiter| {
             if live && waiter.sent {
-                waiter.deadline + ANSWER_PATIENCE
+                waiter.deadline.max(waiter.since) + ANSWER_PATIENCE
             } else {
-                waiter.deadline.max(waiter.asked + CONNECT_PATIENCE)
+                waiter.deadline.max(waiter.since + CONNECT_PATIENCE)
             }
         };
         let over: Vec<u64> =
             self.waiters.iter().filter(|(_, waiter)| patience(waiter) <= now).map(|(&id, _)| id).collect();
-        for id in over {
-            let Some(waiter) = self.waiters.remove(&id) else { continue };
-            if waiter.sent {
-                self.say_farewell(id, Farewell::Cancel);
-            }
-            self.reject(waiter.owner, Rejection::HostUnavailable);
-        }
+        over.into_iter().for_each(|id| self.decline_waiter(id, Decline::Late));
     }
 }
 

@@ -5,7 +5,10 @@ use turnstile_protocol::v1::Ending;
 
 use crate::backoff::Backoff;
 use crate::clock::Instant;
-use crate::session::{Ask, Names, Outcome, Output, Rejection, RequestRef, Session, Sign, StreamToken, Tokens, Waiter};
+use crate::reentry::{HolderSecret, Reentry};
+use crate::session::{
+    Ask, Decline, Names, Outcome, Output, Rejection, RequestRef, Session, Sign, StreamToken, Tokens, Waiter,
+};
 
 /// Sessions that may be ending at once; past that, waiters wait until one has ended.
 const RETIRING_MAX: usize = 4;
@@ -19,17 +22,24 @@ pub struct Sessions {
     closing: Vec<StreamToken>,
     /// A session was told to go elsewhere.
     departed: bool,
+    /// The incarnation that said so last. It takes nothing on any more.
+    leaving: Option<String>,
 }
 
 impl Sessions {
     /// One session, without a stream.
     pub fn new(names: Names, backoff: Backoff, now: Instant) -> Self {
         let current = Session::new(names.clone(), backoff, now);
-        Self { names, current, retiring: Vec::new(), closing: Vec::new(), departed: false }
+        Self { names, current, retiring: Vec::new(), closing: Vec::new(), departed: false, leaving: None }
     }
 
     /// See [`Session::acquire`].
     pub fn acquire(&mut self, now: Instant, owner: RequestRef, ask: Ask) -> Result<(), Rejection> {
+        if let Reentry::Join(secret) = &ask.reentry
+            && self.is_left(secret.as_bytes())
+        {
+            return Err(Rejection::NoSuchHold);
+        }
         self.current.acquire(now, owner, ask)
     }
 
@@ -105,7 +115,7 @@ impl Sessions {
     }
 
     /// See [`Session::take_declined`].
-    pub fn take_declined(&mut self) -> Option<(Waiter, Rejection)> {
+    pub fn take_declined(&mut self) -> Option<(Waiter, Decline)> {
         self.all().find_map(Session::take_declined)
     }
 
@@ -183,6 +193,12 @@ impl Sessions {
         self.current.incarnation()
     }
 
+    /// Whether the hold of this secret is of an incarnation that goes away, and so cannot be joined any more.
+    pub fn is_left(&self, secret: &[u8]) -> bool {
+        let Some(leaving) = &self.leaving else { return false };
+        HolderSecret::incarnation_of(secret).is_some_and(|granted_by| granted_by == *leaving)
+    }
+
     /// See [`Session::has_room`].
     pub fn has_room(&self) -> bool {
         self.current.has_room()
@@ -209,12 +225,23 @@ impl Sessions {
         for session in self.retiring.extract_if(.., is_over) {
             self.closing.extend(session.into_streams());
         }
-        self.departed |= self.current.is_draining();
+        if self.current.is_draining() {
+            self.departed = true;
+            self.leaving = self.current.incarnation().map(str::to_owned).or(self.leaving.take());
+            self.decline_joiners();
+        }
         if self.current.is_draining() && self.retiring.len() < RETIRING_MAX {
             let successor = self.current.successor(self.names.clone(), now);
             let session = core::mem::replace(&mut self.current, successor);
             self.retiring.push(session);
         }
+    }
+
+    /// Who waits to join a hold of a host that goes away would hold up its end, and wait in vain.
+    fn decline_joiners(&mut self) {
+        let joins = |id: &u64| self.waiter(*id).is_some_and(|waiter| self.is_left(waiter.reentry_secret()));
+        let joiners: Vec<u64> = self.waiters().filter(joins).collect();
+        joiners.into_iter().for_each(|id| self.current.decline_waiter(id, Decline::NoSuchHold));
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Session> {

@@ -1,8 +1,9 @@
 //! Several workers, a network, and small models of hosts on one store, in virtual time and under faults that a seed
-//! chooses: with one host, and with three that die, drain, freeze and come back.
+//! chooses: with one host, and with three that die, drain, freeze, lose their store and come
+//! back.
 //!
-//! Checked after every step: no two live holders of a key (I1), outcomes come once and in order (I5), and nobody who has
-//! wait left is told that there is no host while there has been one for a while. Checked at the end, after healing:
+//! Checked after every step: no two live holders of a key (I1), outcomes come once and in order (I5), and nobody is
+//! told that there is no host while there has been one for a while. Checked at the end, after healing:
 //! everything was answered, and nothing is left behind (I6).
 
 mod host;
@@ -108,6 +109,10 @@ impl World {
         }
         if self.chance(600) {
             self.hosts[host].freeze(self.now, pause);
+        }
+        if self.chance(900) {
+            let pause = pause * 3;
+            self.hosts[host].cut_off(self.now, pause);
         }
         if self.chance(300) {
             self.break_stream(worker, host);

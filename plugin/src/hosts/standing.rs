@@ -52,7 +52,7 @@ pub enum Absence {
     Unreachable,
     /// It said that it goes away.
     Leaving,
-    /// It answers, but has no lease in its store, and so can grant nothing.
+    /// It answers, but has no lease in its store, or cannot use it otherwise, and so can grant nothing.
     Unable,
 }
 
@@ -69,7 +69,7 @@ impl fmt::Display for Change {
         f.write_str(match self {
             Self::Left(Absence::Unreachable) => "is away",
             Self::Left(Absence::Leaving) => "goes away",
-            Self::Left(Absence::Unable) => "has no lease in its store",
+            Self::Left(Absence::Unable) => "cannot use its store",
             Self::Returned => "is back",
         })
     }

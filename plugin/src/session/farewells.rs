@@ -93,6 +93,11 @@ impl Farewells {
         items
     }
 
+    /// For a Hello that only ends what is left of the session.
+    pub(super) fn releases(&self) -> Vec<v1::Release> {
+        self.entries.iter().map(|entry| entry.farewell.release(entry.id)).collect()
+    }
+
     /// The session is gone, and what it had to be told with it.
     pub(super) fn clear(&mut self) {
         self.entries.clear();

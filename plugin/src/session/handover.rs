@@ -1,10 +1,8 @@
 //! Waiters that leave for another session, and what is to be known for choosing one.
 
-use turnstile_protocol::v1;
-
 use super::farewells::Farewell;
 use super::link::Link;
-use super::{GREETING_SUSPICION, Names, Rejection, RequestRef, Session, WAITERS_MAX, Waiter};
+use super::{Names, Rejection, RequestRef, Session, TICK, WAITERS_MAX, Waiter};
 use crate::clock::Instant;
 
 /// What a look at the stream says about the host.
@@ -18,11 +16,57 @@ pub enum Sign {
     Live {
         /// The send of the newest heartbeat that it has answered.
         heard: Instant,
-        /// Whether its word is good for any time at all. Without a lease in its store it is not.
+        /// Whether its word is good for any time at all, which it is not without a lease in its store, and whether it
+        /// can use its store.
         able: bool,
     },
     /// The last attempt failed, or the greeting is overdue.
     Failed,
+}
+
+/// Why a host does not serve a waiter that another one may serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decline {
+    /// It cannot be reached.
+    Unreachable,
+    /// It did not answer in time, or its grant was not of use in time.
+    Late,
+    /// It said that its store does not answer.
+    NoStore,
+    /// It said that it does not know the hold to join.
+    NoSuchHold,
+}
+
+impl Decline {
+    /// What the request is told if nobody else serves it.
+    pub fn rejection(self) -> Rejection {
+        match self {
+            Self::Unreachable | Self::Late | Self::NoStore => Rejection::HostUnavailable,
+            Self::NoSuchHold => Rejection::NoSuchHold,
+        }
+    }
+}
+
+const _: () = assert!(turnstile_rules::CLUSTERS_MAX <= u16::BITS as usize);
+
+/// Some of the filter's clusters, by their places in its list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClusterSet(u16);
+
+impl ClusterSet {
+    /// Adds one.
+    pub fn insert(&mut self, index: usize) {
+        self.0 |= Self::bit(index);
+    }
+
+    /// Whether it is one of them.
+    pub fn contains(self, index: usize) -> bool {
+        self.0 & Self::bit(index) != 0
+    }
+
+    fn bit(index: usize) -> u16 {
+        u32::try_from(index).ok().and_then(|index| 1_u16.checked_shl(index)).unwrap_or_default()
+    }
 }
 
 impl Waiter {
@@ -36,6 +80,16 @@ impl Waiter {
         self.asked < self.deadline && self.deadline <= now
     }
 
+    /// The clusters whose hosts were asked, and would not serve it.
+    pub fn declined_by(&self) -> ClusterSet {
+        self.declined_by
+    }
+
+    /// One more of them.
+    pub fn note_decline(&mut self, index: usize) {
+        self.declined_by.insert(index);
+    }
+
     /// The secret of the hold that it wants to join; empty if it wants none.
     pub fn reentry_secret(&self) -> &[u8] {
         &self.acquire.reentry_secret
@@ -47,9 +101,13 @@ impl Session {
     pub fn sign(&self, now: Instant) -> Sign {
         match (&self.link, &self.identity) {
             (Link::Idle | Link::Waking, _) => Sign::Quiet,
-            (Link::Live { .. }, Some(identity)) => Sign::Live { heard: identity.heard, able: self.able },
+            // It answers, but takes nothing on.
+            (Link::Live { .. }, _) if self.draining => Sign::Trying,
+            (Link::Live { .. }, Some(identity)) => {
+                Sign::Live { heard: identity.heard, able: self.able && !self.store.is_on(now) }
+            }
             (Link::Broken { .. } | Link::Greeting { .. }, _) if self.failures > 0 => Sign::Failed,
-            (Link::Greeting { since, .. }, _) if now.saturating_since(*since) >= GREETING_SUSPICION => Sign::Failed,
+            (Link::Greeting { overdue: Some(since), .. }, _) if now >= *since + TICK => Sign::Failed,
             (Link::Broken { .. } | Link::Greeting { .. } | Link::Live { .. }, _) => Sign::Trying,
         }
     }
@@ -93,11 +151,12 @@ impl Session {
             self.link = Link::Broken { retry_at: now + self.backoff.pause() };
         }
         self.used = now;
-        self.enqueue(now, waiter);
+        // Every host has as much time to answer.
+        self.enqueue(now, Waiter { since: now, ..waiter });
     }
 
     /// A waiter that will not be served here, unless by another host: whoever has one takes it, and else it is rejected.
-    pub fn take_declined(&mut self) -> Option<(Waiter, Rejection)> {
+    pub fn take_declined(&mut self) -> Option<(Waiter, Decline)> {
         self.declined.pop_front()
     }
 
@@ -123,25 +182,36 @@ impl Session {
         }
     }
 
-    /// Does not wait any longer before it tries again: nobody else is left.
+    /// Tries again soon, also if nobody has needed it for long: nobody else is left. All workers may think of it at the
+    /// same instant, so there is a short pause.
     pub fn hurry(&mut self, now: Instant) {
-        if let Link::Broken { retry_at } = &mut self.link {
-            *retry_at = now.min(*retry_at);
+        let retry_at = match self.link {
+            Link::Broken { retry_at } => retry_at.min(now + self.backoff.first_pause()),
+            Link::Idle => {
+                self.failures = 0;
+                self.backoff.reset();
+                now + self.backoff.pause()
+            }
+            Link::Waking | Link::Greeting { .. } | Link::Live { .. } => return,
+        };
+        self.used = now;
+        self.link = Link::Broken { retry_at };
+    }
+
+    /// A waiter will not be served here. Its host is told, if it may know it.
+    pub fn decline_waiter(&mut self, id: u64, decline: Decline) {
+        if let Some(waiter) = self.take_waiter(id) {
+            self.decline(waiter, decline);
         }
     }
 
     /// It will not be served here.
-    pub(super) fn decline(&mut self, waiter: Waiter, rejection: Rejection) {
+    pub(super) fn decline(&mut self, waiter: Waiter, decline: Decline) {
         self.ids.remove(&waiter.owner);
-        self.declined.push_back((waiter, rejection));
+        self.declined.push_back((waiter, decline));
     }
 
     pub(super) fn poll_declined(&mut self) -> Option<(RequestRef, Rejection)> {
-        self.declined.pop_front().map(|(waiter, rejection)| (waiter.owner, rejection))
+        self.declined.pop_front().map(|(waiter, decline)| (waiter.owner, decline.rejection()))
     }
-}
-
-/// What a request asks for may be in the hands of another host.
-pub(super) fn may_be_elsewhere(reason: v1::RejectReason) -> bool {
-    matches!(reason, v1::RejectReason::StoreUnavailable | v1::RejectReason::NoSuchHold)
 }

@@ -5,8 +5,9 @@ use core::time::Duration;
 use prost::Message;
 use turnstile_protocol::{VERSION, v1};
 
-use super::farewells::Farewell;
-use super::{GREETING_PATIENCE, IDLE_MAX, Loss, Rejection, Session, StreamToken, TICK, Waiter};
+use super::farewells::{Farewell, Farewells};
+use super::handover::Decline;
+use super::{GREETING_PATIENCE, GREETING_SUSPICION, IDLE_MAX, Loss, Session, StreamToken, TICK, Waiter};
 use crate::clock::Instant;
 
 /// A Hello carries no more waiters than fit; the others ask anew.
@@ -23,10 +24,10 @@ pub(super) enum Link {
     Waking,
     /// None; the next is to be opened at this instant.
     Broken { retry_at: Instant },
-    /// Hello was sent, and Welcome is awaited.
-    Greeting { stream: StreamToken, since: Instant, resuming: bool },
-    /// Up. Silence is suspected from the tick on that first finds it: if we were frozen ourselves, the answers are
-    /// here but not yet read.
+    /// Hello was sent, and Welcome is awaited. `overdue` and `suspected`: since the tick that first found silence. One
+    /// more is to pass: if we were frozen ourselves, the answers are here but not yet read.
+    Greeting { stream: StreamToken, since: Instant, resuming: bool, overdue: Option<Instant> },
+    /// Up.
     Live { stream: StreamToken, next_heartbeat: Instant, suspected: Option<Instant> },
 }
 
@@ -54,6 +55,15 @@ pub(super) struct Identity {
     pub(super) heard: Instant,
 }
 
+/// What is left of a session that we gave up because it must be over by now. If its host was frozen, it may come to life
+/// again, with our waiters in its queues: then they are withdrawn, since nobody would ever use what they are granted.
+#[derive(Debug)]
+pub(super) struct Abandoned {
+    incarnation: String,
+    session_id: u64,
+    farewells: Farewells,
+}
+
 impl Session {
     /// Whether a stream is to be opened now.
     pub fn wants_stream(&self, now: Instant) -> bool {
@@ -75,7 +85,7 @@ impl Session {
         self.outbox.clear();
         let resume = self.resume(now, heartbeat_seq);
         self.generation = if resume.is_some() { self.generation + 1 } else { 1 };
-        self.link = Link::Greeting { stream, since: now, resuming: resume.is_some() };
+        self.link = Link::Greeting { stream, since: now, resuming: resume.is_some(), overdue: None };
         let hello = v1::Hello {
             protocol_version: VERSION,
             node: self.names.node.clone(),
@@ -108,7 +118,7 @@ impl Session {
     pub(super) fn tick_link(&mut self, now: Instant) {
         let expired = self.identity.as_ref().is_some_and(|identity| identity.heard + identity.ttl <= now);
         if expired && !self.link.is_live() {
-            self.forget_session(now);
+            self.abandon_session(now);
             // A Hello that resumes it may be under way, and must not be answered with what we have just forgotten.
             if matches!(self.link, Link::Greeting { .. }) {
                 self.give_up_stream(now);
@@ -118,12 +128,20 @@ impl Session {
             Link::Idle => {}
             Link::Waking | Link::Broken { .. } | Link::Greeting { .. } if self.is_idle(now) => self.close_idle(),
             Link::Waking | Link::Broken { .. } => {}
-            Link::Greeting { since, .. } => {
-                if now.saturating_since(since) >= GREETING_PATIENCE {
-                    self.give_up_stream(now);
-                }
-            }
+            Link::Greeting { .. } => self.tick_greeting(now),
             Link::Live { .. } => self.tick_live(now),
+        }
+    }
+
+    fn tick_greeting(&mut self, now: Instant) {
+        let Link::Greeting { since, overdue, .. } = &mut self.link else { return };
+        let silent = now.saturating_since(*since);
+        if silent < GREETING_SUSPICION {
+            return;
+        }
+        let is_sure = now >= *overdue.get_or_insert(now) + TICK;
+        if is_sure && silent >= GREETING_PATIENCE {
+            self.give_up_stream(now);
         }
     }
 
@@ -175,6 +193,25 @@ impl Session {
         }
     }
 
+    /// The host must have forgotten the session. Should it not have, it is told with the next Hello what is not wanted.
+    fn abandon_session(&mut self, now: Instant) {
+        let Some(identity) = &self.identity else { return };
+        let mut farewells = core::mem::take(&mut self.farewells);
+        for (&id, _) in self.waiters.iter().filter(|(_, waiter)| waiter.sent) {
+            farewells.push(id, Farewell::Cancel, 0, false);
+        }
+        for (&id, _) in self.holds.iter().filter(|(_, hold)| hold.unused.is_some()) {
+            farewells.push(id, Farewell::Release(v1::Ending::Unsent), 0, false);
+        }
+        let (incarnation, session_id) = (identity.incarnation.clone(), identity.session_id);
+        self.abandoned = Some(Abandoned { incarnation, session_id, farewells });
+        self.forget_session(now);
+        // A host takes no number twice.
+        for waiter in core::mem::take(&mut self.waiters).into_values() {
+            self.enqueue(now, waiter);
+        }
+    }
+
     fn is_idle(&self, now: Instant) -> bool {
         self.is_unused() && now.saturating_since(self.used) >= IDLE_MAX
     }
@@ -183,6 +220,7 @@ impl Session {
         self.closing = self.link.stream();
         self.link = Link::Idle;
         self.identity = None;
+        self.abandoned = None;
         self.farewells.clear();
         self.outbox.clear();
     }
@@ -208,12 +246,16 @@ impl Session {
             self.waiters.iter().filter(|(_, waiter)| !waiter.patient).map(|(&id, _)| id).collect();
         for id in impatient {
             if let Some(waiter) = self.waiters.remove(&id) {
-                self.decline(waiter, Rejection::HostUnavailable);
+                self.decline(waiter, Decline::Unreachable);
             }
         }
     }
 
     fn resume(&mut self, now: Instant, hello_seq: u64) -> Option<v1::Resume> {
+        if let Some(Abandoned { incarnation, session_id, farewells }) = &self.abandoned {
+            let (incarnation, releases) = (incarnation.clone(), farewells.releases());
+            return Some(v1::Resume { incarnation, session_id: *session_id, releases, ..v1::Resume::default() });
+        }
         let (incarnation, session_id) =
             self.identity.as_ref().map(|identity| (identity.incarnation.clone(), identity.session_id))?;
         let mut waiters = Vec::new();

@@ -6,7 +6,7 @@ use prost::Message;
 use turnstile_protocol::v1::{self, RejectReason, server_item::Item};
 
 use super::farewells::Farewell;
-use super::handover::may_be_elsewhere;
+use super::handover::Decline;
 use super::link::{Identity, Link};
 use super::{FAREWELLS_MAX, Granted, Hold, Loss, MARGIN, Outcome, Rejection, Session, StreamToken, Waiter};
 use crate::clock::Instant;
@@ -25,7 +25,7 @@ impl Session {
                 Item::Grant(grant) => self.on_grant(now, &grant),
                 Item::Reject(reject) => self.on_reject(now, &reject),
                 Item::Lost(lost) => self.on_lost(lost.id),
-                Item::HeartbeatAck(ack) => self.on_ack(&ack),
+                Item::HeartbeatAck(ack) => self.on_ack(now, &ack),
                 Item::GoAway(_) => self.draining = true,
             }
         }
@@ -36,11 +36,13 @@ impl Session {
     }
 
     fn on_welcome(&mut self, now: Instant, welcome: v1::Welcome) {
-        let Link::Greeting { stream, since, resuming } = self.link else { return };
+        let Link::Greeting { stream, since, resuming, .. } = self.link else { return };
         let resumed = resuming && welcome.resumed;
         if !resumed {
             self.forget_session(now);
+            self.store.over();
         }
+        self.abandoned = None;
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms.max(1).into());
         self.identity = Some(Identity {
             incarnation: welcome.incarnation,
@@ -53,9 +55,9 @@ impl Session {
         self.able = true;
         self.pulse.answered(self.pulse.last_seq());
         self.link = Link::Live { stream, next_heartbeat: now + heartbeat, suspected: None };
+        // Renews the holds at once; and the answer tells whether the host has a lease in its store.
+        self.send_heartbeat(now);
         if resumed {
-            // Renews the holds at once.
-            self.send_heartbeat(now);
             for item in self.farewells.untold(self.pulse.last_seq()) {
                 self.outbox.push(item);
             }
@@ -81,6 +83,7 @@ impl Session {
             return;
         };
         self.backoff.reset();
+        self.store.over();
         let Some(granted) = Granted::parse(&waiter.acquire, grant) else {
             // Which locks these are, nobody can tell.
             self.say_farewell(grant.id, Farewell::Release(v1::Ending::Unsent));
@@ -120,6 +123,13 @@ impl Session {
         let Some(waiter) = self.waiters.remove(&reject.id) else { return };
         let retry_after = Some(Duration::from_millis(reject.retry_after_ms.into())).filter(|after| !after.is_zero());
         let rejection = match reject.reason() {
+            RejectReason::StoreUnavailable | RejectReason::Draining => {
+                self.store.refused(now);
+                return self.decline(waiter, Decline::NoStore);
+            }
+            RejectReason::NoSuchHold => return self.decline(waiter, Decline::NoSuchHold),
+            // Asked when its time was up, it was a try for the host.
+            RejectReason::Conflict if waiter.has_waited(now) => Rejection::WaitOver { retry_after },
             RejectReason::Conflict => Rejection::Conflict,
             RejectReason::WaitTimeout => Rejection::WaitOver { retry_after },
             RejectReason::WaitHopeless => Rejection::Hopeless { retry_after },
@@ -127,17 +137,11 @@ impl Session {
             | RejectReason::SessionFull
             | RejectReason::KeysFull
             | RejectReason::TokensExhausted => Rejection::Busy { retry_after },
-            RejectReason::NoSuchHold => Rejection::NoSuchHold,
             RejectReason::Upgrade => Rejection::Upgrade,
             // Also a reason that only a newer host knows: it is there, and refuses, so `allow` must not let through.
             RejectReason::Invalid | RejectReason::Unsupported | RejectReason::Unspecified => Rejection::Invalid,
-            RejectReason::StoreUnavailable | RejectReason::Draining => Rejection::HostUnavailable,
         };
-        if may_be_elsewhere(reject.reason()) {
-            self.decline(waiter, rejection);
-        } else {
-            self.reject(waiter.owner, rejection);
-        }
+        self.reject(waiter.owner, rejection);
     }
 
     fn on_lost(&mut self, id: u64) {
@@ -148,10 +152,10 @@ impl Session {
         }
     }
 
-    fn on_ack(&mut self, ack: &v1::HeartbeatAck) {
+    fn on_ack(&mut self, now: Instant, ack: &v1::HeartbeatAck) {
         let Some(promise) = self.promise(ack.seq, ack.valid_ms) else { return };
         self.backoff.reset();
-        self.able = ack.valid_ms > 0;
+        self.able = now < promise;
         for hold in self.holds.values_mut().filter(|hold| !hold.lost) {
             hold.promise = hold.promise.max(promise);
         }

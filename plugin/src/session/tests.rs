@@ -39,7 +39,8 @@ impl Bench {
         bench.acquire(0, 5_000);
         bench.open();
         bench.welcome(false);
-        bench.drain();
+        assert_eq!(heartbeats(&bench.drain()), [2], "at once");
+        bench.ack(2);
         bench.session.cancel(RequestRef(0));
         bench.drain();
         bench
@@ -307,14 +308,14 @@ fn a_cancelled_waiter_is_told_and_its_late_grant_is_no_surprise() {
     let id = bench.session.next_id - 1;
     bench.session.cancel(RequestRef(1));
     assert_eq!(bench.drain(), [client_item::Item::Cancel(v1::Cancel { id })]);
-    bench.grant(id, 1);
+    bench.grant(id, 2);
     assert_eq!((bench.drain(), bench.outcomes()), (vec![], vec![]));
 }
 
 #[test]
 fn a_grant_that_nobody_asked_for_goes_back_unsent() {
     let mut bench = Bench::live();
-    bench.grant(99, 1);
+    bench.grant(99, 2);
     assert_eq!(bench.drain(), [release(99, Ending::Unsent)]);
 }
 
@@ -350,7 +351,7 @@ fn rejections_say_why() {
 fn heartbeats_are_numbered_and_keep_holds() {
     let mut bench = Bench::live();
     bench.hold(1);
-    for beat in 2..12 {
+    for beat in 3..13 {
         bench.pass(HEARTBEAT_MS.into());
         assert_eq!(heartbeats(&bench.drain()), [beat]);
         bench.ack(beat);
@@ -383,7 +384,7 @@ fn an_ack_renews_from_its_own_heartbeat_only() {
     bench.pass(1_000);
     let second_sent = bench.now;
     bench.pass(900);
-    bench.ack(2);
+    bench.ack(3);
     bench.pass(1_900);
     bench.drain();
     assert_eq!(bench.outcomes(), []);
@@ -406,7 +407,7 @@ fn a_grant_that_waited_in_a_socket_is_returned_and_asked_again() {
     let mut bench = Bench::live();
     bench.acquire(1, 60_000);
     bench.freeze(10_000);
-    bench.grant(2, 1);
+    bench.grant(2, 2);
     let items = bench.drain();
     assert_eq!(items.first(), Some(&release(2, Ending::Unsent)));
     assert_eq!(acquires(&items), [(3, 50_000)]);
@@ -418,7 +419,7 @@ fn an_expired_grant_whose_wait_is_over_is_a_rejection() {
     let mut bench = Bench::live();
     bench.acquire(1, 5_000);
     bench.freeze(10_000);
-    bench.grant(2, 1);
+    bench.grant(2, 2);
     assert_eq!(bench.drain(), [release(2, Ending::Unsent)]);
     assert_eq!(bench.outcomes(), [(1, UNAVAILABLE)]);
 }
@@ -427,7 +428,7 @@ fn an_expired_grant_whose_wait_is_over_is_a_rejection() {
 fn a_freeze_between_grant_and_resume_is_found_out() {
     let mut bench = Bench::live();
     bench.acquire(1, 60_000);
-    bench.grant(2, 1);
+    bench.grant(2, 2);
     assert_eq!(bench.outcomes(), [(1, granted(102))]);
     bench.freeze(4_000);
     assert!(!bench.believes(1));
@@ -435,6 +436,6 @@ fn a_freeze_between_grant_and_resume_is_found_out() {
     assert_eq!(items.first(), Some(&release(2, Ending::Unsent)));
     assert_eq!(acquires(&items), [(3, 56_000)]);
     // The same after a tick has seen it.
-    bench.grant(3, 1);
+    bench.grant(3, 2);
     assert_eq!(bench.drain().first(), Some(&release(3, Ending::Unsent)));
 }

@@ -30,6 +30,8 @@ struct Session {
     seq: u64,
     waiters: BTreeMap<u64, (Keys, Instant)>,
     holds: BTreeMap<u64, Keys>,
+    /// No number is taken twice.
+    last_id: u64,
 }
 
 /// Grants in the order of arrival what it owns in the store, and forgets everything when it restarts.
@@ -38,8 +40,10 @@ pub(super) struct Host {
     life: u32,
     pub(super) health: Health,
     frozen_until: Instant,
-    /// Renewed for as long as it runs.
+    /// Renewed for as long as it runs and reaches the store.
     lease_until: Instant,
+    /// Until then it does not reach the store.
+    cut_off_until: Instant,
     /// Streams that lead here.
     streams: Vec<(usize, u32)>,
     sessions: BTreeMap<u64, Session>,
@@ -56,6 +60,7 @@ impl Host {
             health: Health::Well(now),
             frozen_until: now,
             lease_until: now + LEASE,
+            cut_off_until: now,
             streams: Vec::new(),
             sessions: BTreeMap::new(),
             queue: VecDeque::new(),
@@ -67,13 +72,26 @@ impl Host {
     /// Since when it has been there and undisturbed.
     pub(super) fn well_since(&self) -> Option<Instant> {
         match self.health {
-            Health::Well(since) => Some(since.max(self.frozen_until)),
+            Health::Well(since) => Some(since.max(self.frozen_until).max(self.cut_off_until)),
             Health::Draining | Health::Down { .. } => None,
         }
     }
 
     pub(super) fn freeze(&mut self, now: Instant, pause: Duration) {
         self.frozen_until = now + pause;
+    }
+
+    pub(super) fn cut_off(&mut self, now: Instant, pause: Duration) {
+        self.cut_off_until = now + pause;
+    }
+
+    fn is_cut_off(&self, now: Instant) -> bool {
+        now < self.cut_off_until
+    }
+
+    /// How long its word is good. The TTL counts from when it processes a heartbeat, which is later than its send.
+    fn valid_ms(&self, now: Instant) -> u32 {
+        TTL.min(self.lease_until.saturating_since(now)).as_millis() as u32
     }
 
     pub(super) fn expect_stream(&mut self, worker: usize, stream: u32) {
@@ -108,11 +126,13 @@ impl World {
         if self.hosts[index].frozen_until > now {
             return;
         }
-        if self.hosts[index].lease_until <= now {
-            // It was frozen for longer than its lease: another life, and new sessions.
-            self.kill(index, Duration::ZERO);
+        if !self.hosts[index].is_cut_off(now) {
+            if self.hosts[index].lease_until <= now {
+                // It was frozen or cut off for longer than its lease: another life, and new sessions.
+                self.kill(index, Duration::ZERO);
+            }
+            self.hosts[index].lease_until = now + LEASE;
         }
-        self.hosts[index].lease_until = now + LEASE;
         let streams = self.hosts[index].streams.clone();
         let is_ours = |message: &Message| message.arrival <= now && streams.contains(&(message.worker, message.stream));
         for message in take_due(&mut self.to_hosts, is_ours) {
@@ -122,14 +142,16 @@ impl World {
             }
         }
         self.hosts[index].sessions.retain(|_, session| session.heard + TTL > now);
-        self.host_waits(index);
         self.host_grants(index);
+        self.host_waits(index);
         if self.hosts[index].health == Health::Draining && self.hosts[index].holds() == 0 {
-            // Its end is in order: nobody has to wait for its promises.
-            let life = (index, self.hosts[index].life);
+            // Its end is in order: nobody has to wait for its promises, if it can say so.
+            let (life, is_told) = ((index, self.hosts[index].life), !self.hosts[index].is_cut_off(now));
             let pause = self.pause();
             self.kill(index, pause);
-            self.store.dead_until.insert(life, now);
+            if is_told {
+                self.store.dead_until.insert(life, now);
+            }
         }
     }
 
@@ -142,6 +164,7 @@ impl World {
         host.health = Health::Down { until: now + down };
         host.frozen_until = now;
         host.lease_until = now + LEASE;
+        host.cut_off_until = now;
         host.sessions.clear();
         host.queue.clear();
         for (worker, stream) in core::mem::take(&mut host.streams) {
@@ -182,6 +205,8 @@ impl World {
                 self.reply(peer, reject(acquire.id, RejectReason::Draining));
             }
             Item::Acquire(acquire) => {
+                assert!(acquire.id > session.last_id, "{} again after {}", acquire.id, session.last_id);
+                session.last_id = acquire.id;
                 let until = now + Duration::from_millis(acquire.wait_ms.into());
                 session.waiters.insert(acquire.id, (names(acquire.keys), until));
                 host.queue.push_back((id, acquire.id));
@@ -193,7 +218,8 @@ impl World {
             Item::Heartbeat(heartbeat) => {
                 session.heard = now;
                 session.seq = heartbeat.seq;
-                self.reply(peer, v1::HeartbeatAck { seq: heartbeat.seq, valid_ms: valid_ms() }.into());
+                let valid_ms = host.valid_ms(now);
+                self.reply(peer, v1::HeartbeatAck { seq: heartbeat.seq, valid_ms }.into());
             }
             Item::Hello(_) => {}
         }
@@ -233,7 +259,10 @@ impl World {
     fn host_resume(&mut self, index: usize, session_id: u64, resume: v1::Resume, seq: u64) -> Vec<v1::ServerItem> {
         let now = self.now;
         let host = &mut self.hosts[index];
+        let valid_ms = host.valid_ms(now);
         let Some(session) = host.sessions.get_mut(&session_id) else { return Vec::new() };
+        let listed = resume.waiters.iter().map(|waiter| waiter.id).max();
+        session.last_id = session.last_id.max(listed.unwrap_or_default());
         for release in resume.releases {
             session.waiters.remove(&release.id);
             session.holds.remove(&release.id);
@@ -246,7 +275,7 @@ impl World {
         session.waiters.retain(|id, _| waiting.contains(id));
         // Granted, but the grant was lost on the way, or else never acted on.
         for (&id, keys) in session.holds.iter().filter(|(id, _)| waiting.contains(id)) {
-            answers.push(grant(id, keys, seq));
+            answers.push(grant(id, keys, seq, valid_ms));
         }
         session.holds.retain(|id, _| waiting.contains(id) || resume.holds.contains(id));
         for waiter in resume.waiters {
@@ -288,7 +317,17 @@ impl World {
             let Some((keys, _)) = session.waiters.get(&id).cloned() else { continue };
             let (peer, seq) = (session.peer, session.seq);
             let may = peer.filter(|_| keys.iter().all(|key| self.may_own(index, key)));
+            if let Some(peer) = peer.filter(|_| may.is_none()) {
+                // What it cannot claim it keeps for a while, as one that waits for its store would.
+                let is_refused = self.hosts[index].is_cut_off(self.now) && self.chance(30);
+                if is_refused && let Some(session) = self.hosts[index].sessions.get_mut(&session_id) {
+                    session.waiters.remove(&id);
+                    self.reply(peer, reject(id, RejectReason::StoreUnavailable));
+                    continue;
+                }
+            }
             let host = &mut self.hosts[index];
+            let valid_ms = host.valid_ms(self.now);
             let Some(peer) = may.filter(|_| !keys.iter().any(|key| host.has_holder(key))) else {
                 host.queue.push_back((session_id, id));
                 continue;
@@ -296,7 +335,7 @@ impl World {
             for key in &keys {
                 self.store.owners.insert(key.clone(), (index, host.life));
             }
-            let item = grant(id, &keys, seq);
+            let item = grant(id, &keys, seq, valid_ms);
             if let Some(session) = host.sessions.get_mut(&session_id) {
                 session.waiters.remove(&id);
                 session.holds.insert(id, keys);
@@ -309,13 +348,18 @@ impl World {
     /// Whether the host has the key in the store, or can have it now: from a host that has no holder and yields it, or
     /// from a life that nobody believes in any more.
     fn may_own(&self, index: usize, key: &String) -> bool {
-        let Some(&(owner, life)) = self.store.owners.get(key) else { return true };
-        let now = self.now;
+        let (now, host) = (self.now, &self.hosts[index]);
+        let owner = self.store.owners.get(key);
+        if host.is_cut_off(now) {
+            return owner == Some(&(index, host.life)) && now < host.lease_until;
+        }
+        let Some(&(owner, life)) = owner else { return true };
         if let Some(until) = self.store.dead_until.get(&(owner, life)) {
             return *until <= now;
         }
         let other = &self.hosts[owner];
-        owner == index || (other.frozen_until <= now && !other.has_holder(key)) || other.lease_until <= now
+        let yields = other.frozen_until <= now && !other.is_cut_off(now) && !other.has_holder(key);
+        owner == index || yields || other.lease_until <= now
     }
 
     fn reply(&mut self, (worker, stream): (usize, u32), item: v1::ServerItem) {
@@ -333,12 +377,7 @@ fn reject(id: u64, reason: RejectReason) -> v1::ServerItem {
     v1::Reject { id, reason: reason.into(), ..Default::default() }.into()
 }
 
-fn grant(id: u64, keys: &Keys, heartbeat_seq: u64) -> v1::ServerItem {
+fn grant(id: u64, keys: &Keys, heartbeat_seq: u64, valid_ms: u32) -> v1::ServerItem {
     let keys = vec![v1::KeyGrant { token: id, barrier: id }; keys.len()];
-    v1::Grant { id, keys, heartbeat_seq, valid_ms: valid_ms(), ..Default::default() }.into()
-}
-
-/// The host counts the TTL from when it processes a heartbeat, which is later than its send.
-fn valid_ms() -> u32 {
-    TTL.as_millis() as u32
+    v1::Grant { id, keys, heartbeat_seq, valid_ms, ..Default::default() }.into()
 }

@@ -111,3 +111,72 @@ fn when_no_host_is_there_joiners_are_told_so() {
     bench.pass(Duration::from_millis(300));
     bench.is_rejected(1, Rejection::HostUnavailable);
 }
+
+/// There is nowhere better to go: nobody else knows the hold.
+#[test]
+fn a_joiner_whose_host_cannot_claim_its_key_is_not_sent_to_and_fro() {
+    let mut bench = Bench::new(&["a", "b"]);
+    let ab = key(&["a", "b"]);
+    bench.ask(8, &key(&["b", "a"]), 60_000);
+    let secret = founded(&mut bench, "a", &ab);
+    join(&mut bench, 2, &ab, &secret);
+    let id = *bench.at("a").last().expect("it was asked");
+    bench.reject("a", id, RejectReason::StoreUnavailable);
+    assert_eq!((bench.at("a").len(), bench.at("b").len()), (1, 1));
+    assert_eq!(bench.outcomes.len(), 1, "it is over");
+}
+
+#[test]
+fn a_joiner_is_asked_once_of_each_host() {
+    let mut elsewhere = Bench::new(&["a", "b", "c"]);
+    let secret = founded(&mut elsewhere, "c", &key(&["c", "a", "b"]));
+    let mut bench = Bench::new(&["a", "b", "c"]);
+    bench.host("c").network = Network::Refusing;
+    join(&mut bench, 1, &key(&["a", "b", "c"]), &secret);
+    let mut answers = [RejectReason::NoSuchHold, RejectReason::StoreUnavailable].into_iter().cycle();
+    for _ in 0..35 {
+        for name in ["a", "b"] {
+            if let [id] = bench.at(name)[..] {
+                bench.reject(name, id, answers.next().expect("without end"));
+            }
+        }
+        bench.pass(Duration::from_millis(200));
+    }
+    assert_eq!((bench.host("a").asked_for, bench.host("b").asked_for), (1, 1));
+    assert_eq!(bench.outcomes.len(), 1, "it is over");
+}
+
+/// It takes nothing on any more, and waits for the hold to end, which may wait for the joiner.
+#[test]
+fn a_hold_of_a_host_that_drains_cannot_be_joined_any_more() {
+    for names in [&["a"][..], &["a", "b"]] {
+        let mut bench = Bench::new(names);
+        let key = key(names);
+        let secret = founded(&mut bench, "a", &key);
+        join(&mut bench, 2, &key, &secret);
+        bench.drain("a");
+        bench.is_rejected(2, Rejection::NoSuchHold);
+        assert_eq!(bench.host("a").cancelled, [2]);
+        let wait_ms = 60_000;
+        let joined = bench.try_join(3, &key, wait_ms, Reentry::Join(secret.clone()));
+        assert_eq!(joined, Err(Rejection::NoSuchHold), "at once");
+        // Also when its next life is there.
+        bench.pass(Duration::from_secs(1));
+        let joined = bench.try_join(4, &key, wait_ms, Reentry::Join(secret));
+        assert_eq!(joined, Err(Rejection::NoSuchHold));
+        assert_eq!(bench.at("a"), [1], "the hold stays");
+    }
+}
+
+/// The hold was granted to another worker, and this one meets its host while that drains.
+#[test]
+fn who_meets_the_host_while_it_drains_cannot_join_either() {
+    let mut elsewhere = Bench::new(&["a", "b"]);
+    let ab = key(&["a", "b"]);
+    let secret = founded(&mut elsewhere, "a", &ab);
+    let mut bench = Bench::new(&["a", "b"]);
+    bench.host("a").draining = true;
+    join(&mut bench, 1, &ab, &secret);
+    bench.pass(Duration::from_millis(200));
+    bench.is_rejected(1, Rejection::NoSuchHold);
+}

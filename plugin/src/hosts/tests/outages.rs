@@ -100,6 +100,34 @@ fn a_silent_host_is_passed_over_before_anyone_runs_out_of_patience() {
     assert_eq!(bench.at("b"), [1]);
 }
 
+/// The answers were here, and not read yet.
+#[test]
+fn a_worker_that_was_frozen_itself_does_not_suspect_its_host() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    bench.ask(1, &ab, 20_000);
+    bench.host("a").network = Network::Silent;
+    bench.break_stream("a");
+    while bench.host("a").stream.is_none() {
+        bench.pass(TICK);
+    }
+    // Frozen for a while, it ticks before it reads.
+    bench.now = bench.now + Duration::from_millis(1_000);
+    bench.hosts.tick(bench.now);
+    bench.turn();
+    let greeting = v1::Welcome {
+        incarnation: format!("{:016x}", 0x1000),
+        session_id: 1,
+        resumed: true,
+        ttl_ms: 4_000,
+        heartbeat_ms: 1_000,
+        ..Default::default()
+    };
+    bench.say_as("a", greeting.into());
+    bench.host("a").network = Network::Fine;
+    bench.pass(Duration::from_secs(1));
+    assert_eq!((bench.at("a"), bench.at("b"), bench.changes()), (vec![1], vec![], vec![]));
+}
+
 #[test]
 fn a_short_break_costs_nobody_a_place() {
     let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
@@ -212,50 +240,14 @@ fn a_host_without_a_lease_is_passed_over() {
     assert_eq!((bench.at("a").len(), bench.at("b").len()), (0, 2));
 }
 
+/// Its first answer to a heartbeat tells, and that is asked for at once.
 #[test]
-fn what_one_hosts_store_refuses_is_asked_of_each_later_host_once() {
-    let mut bench = Bench::new(&["a", "b", "c"]);
-    let abc = key(&["a", "b", "c"]);
-    bench.ask(1, &abc, 60_000);
-    for name in ["a", "b", "c"] {
-        assert_eq!(bench.at(name), [1], "{name}");
-        bench.reject(name, 1, RejectReason::StoreUnavailable);
-        bench.pass(Duration::from_millis(200));
-    }
-    bench.is_rejected(1, Rejection::HostUnavailable);
-    // Nor is anybody passed on whose wait was spent there.
-    bench.ask(2, &abc, 1_000);
-    bench.pass(Duration::from_secs(1));
-    bench.reject("a", 2, RejectReason::StoreUnavailable);
-    bench.is_rejected(2, Rejection::HostUnavailable);
-}
-
-#[test]
-fn a_full_session_takes_no_more() {
-    let mut bench = Bench::new(&["a", "b"]);
-    let (ab, ba) = (key(&["a", "b"]), key(&["b", "a"]));
-    let full = u32::try_from(crate::session::WAITERS_MAX).expect("a small number");
-    (0..full - 10).for_each(|owner| bench.ask(owner, &ba, 60_000));
-    (full..full + 30).for_each(|owner| bench.ask(owner, &ab, 60_000));
-    bench.kill("a");
-    bench.pass(Duration::from_millis(300));
-    assert_eq!(bench.at("b").len(), crate::session::WAITERS_MAX);
-    assert_eq!(bench.outcomes, [], "the others wait for room");
-    (0..20).for_each(|owner| bench.hosts.cancel(RequestRef(owner)));
-    bench.pass(Duration::from_millis(300));
-    assert_eq!(bench.at("b").len(), crate::session::WAITERS_MAX);
-    assert_eq!(bench.outcomes, []);
-}
-
-#[test]
-fn who_comes_to_a_full_session_from_a_dead_host_is_told_that_all_are_busy() {
-    let mut bench = Bench::new(&["a", "b"]);
-    let ba = key(&["b", "a"]);
-    (0..crate::session::WAITERS_MAX as u32).for_each(|owner| bench.ask(owner, &ba, 60_000));
-    bench.host("a").network = Network::Refusing;
-    bench.ask(9_999, &key(&["a", "b"]), 60_000);
-    bench.pass(Duration::from_millis(200));
-    bench.is_rejected(9_999, Rejection::Busy { retry_after: None });
+fn a_host_without_a_lease_is_found_out_when_it_is_met() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    bench.host("a").able = false;
+    bench.ask(1, &ab, 60_000);
+    bench.pass(Duration::from_millis(100));
+    assert_eq!((bench.at("a"), bench.at("b")), (vec![], vec![1]));
 }
 
 /// Nobody has tried them for a long time: they may well be there.
@@ -284,6 +276,75 @@ fn when_the_last_host_leaves_the_others_are_tried_at_once() {
     bench.pass(Duration::from_secs(30));
     bench.revive("a");
     bench.drain("b");
-    bench.pass(TICK);
+    bench.pass(TICK * 2);
     assert_eq!(bench.at("a").len(), 1, "it did not wait for the next try");
+}
+
+/// It was away, and since then the other host has been enough.
+#[test]
+fn when_the_last_host_leaves_one_that_nobody_has_needed_is_tried() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    bench.host("a").network = Network::Refusing;
+    bench.ask(1, &ab, 600_000);
+    bench.pass(crate::session::IDLE_MAX + Duration::from_secs(10));
+    bench.revive("a");
+    bench.pass(Duration::from_secs(10));
+    assert!(bench.at("a").is_empty(), "nobody needs it");
+    bench.kill("b");
+    bench.pass(Duration::from_millis(300));
+    assert_eq!(bench.at("a").len(), 1, "{:?}", bench.outcomes);
+}
+
+/// More of its sessions end than are kept beside the one in use, which then stays, and says so itself.
+#[test]
+fn a_draining_host_does_not_count_as_one_that_comes_back() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    bench.host("b").network = Network::Refusing;
+    bench.ask(1, &ab, 60_000);
+    bench.grant("a", 1);
+    bench.is_granted(1);
+    // It is asked in each session, and withdrawn, so that none is over at once.
+    bench.ask(2, &ab, 60_000);
+    bench.drain("a");
+    for _ in 0..400 {
+        bench.pass(TICK);
+        assert!(bench.hosts.clusters[0].fitness() >= Fitness::Doubtful, "at {:?}", bench.now);
+    }
+}
+
+/// Its heartbeats go well, and its claims do not.
+#[test]
+fn a_host_that_can_claim_nothing_is_passed_over() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    bench.ask(100, &ab, 600_000);
+    for owner in 1..=5 {
+        assert_eq!((bench.changes(), bench.at("a").len()), (vec![], 1), "refusal {owner}");
+        bench.ask(owner, &ab, 60_000);
+        let id = *bench.at("a").last().expect("it was asked");
+        bench.reject("a", id, RejectReason::StoreUnavailable);
+    }
+    bench.pass(TICK * 2);
+    assert_eq!(bench.changes(), [told("a", Change::Left(Absence::Unable))]);
+    assert_eq!((bench.at("a").len(), bench.at("b").len()), (0, 6), "who waits there goes too");
+    bench.ask(6, &ab, 0);
+    assert_eq!(bench.at("b").len(), 7, "at once");
+    // In time it is tried again, and one refusal is enough then.
+    bench.pass(Duration::from_secs(6));
+    assert_eq!(bench.changes(), [told("a", Change::Returned)]);
+    bench.ask(7, &ab, 60_000);
+    let id = bench.at("a")[0];
+    bench.reject("a", id, RejectReason::StoreUnavailable);
+    assert_eq!(bench.changes(), [told("a", Change::Left(Absence::Unable))]);
+    // A grant says that all is well.
+    bench.pass(Duration::from_secs(12));
+    assert_eq!(bench.changes(), [told("a", Change::Returned)]);
+    bench.outcomes.clear();
+    bench.ask(8, &ab, 60_000);
+    let id = bench.at("a")[0];
+    bench.grant("a", id);
+    bench.is_granted(8);
+    bench.ask(9, &ab, 60_000);
+    let id = *bench.at("a").last().expect("it was asked");
+    bench.reject("a", id, RejectReason::StoreUnavailable);
+    assert_eq!(bench.changes(), []);
 }

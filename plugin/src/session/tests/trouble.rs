@@ -121,7 +121,8 @@ fn a_hold_outlives_its_session_by_no_tick() {
     // It was in a queue before, and waits on; who comes now is answered at once, once a connection has failed.
     bench.acquire(3, 5_000);
     let hello = bench.open();
-    assert_eq!((hello.resume, hello.generation), (None, 1));
+    let resume = hello.resume.expect("should the host have been frozen, it must not grant what was waited for");
+    assert_eq!((resume.holds.len(), resume.waiters.len()), (0, 0));
     bench.break_stream();
     assert_eq!(bench.outcomes(), [(3, UNAVAILABLE)]);
     assert_eq!(bench.try_acquire(4, 5_000), Err(Rejection::HostUnavailable));
@@ -129,6 +130,47 @@ fn a_hold_outlives_its_session_by_no_tick() {
     bench.open();
     bench.welcome(false);
     assert_eq!(acquires(&bench.drain()).len(), 1);
+}
+
+/// It was frozen, has its lease yet, and reads a Hello of before: then our waiters would be granted, with nobody to act
+/// on it, and their keys be shut.
+#[test]
+fn a_session_that_is_given_up_is_ended_should_its_host_still_know_it() {
+    let mut bench = Bench::live();
+    bench.hold(1);
+    bench.acquire(2, 60_000);
+    bench.acquire(3, 60_000);
+    bench.session.cancel(RequestRef(3));
+    bench.break_stream();
+    bench.pass(u64::from(TTL_MS) + 100);
+    assert!(matches!(bench.outcomes()[..], [(1, Outcome::Lost(_))]));
+    bench.session.cancel(RequestRef(1));
+    bench.pass_backoff();
+    // Told until it is heard.
+    for _ in 0..2 {
+        let resume = bench.open().resume.expect("the session is named");
+        let mut ended: Vec<(u64, i32)> = resume.releases.iter().map(|release| (release.id, release.ending)).collect();
+        ended.sort_unstable();
+        let unsent = i32::from(Ending::Unsent);
+        assert_eq!(
+            (ended, resume.holds, resume.waiters),
+            (vec![(1, unsent), (3, unsent), (4, unsent)], vec![], vec![])
+        );
+        bench.break_stream();
+        bench.pass_backoff();
+    }
+    bench.open();
+    bench.welcome(true);
+    // Under a new number: the host has seen the old one.
+    let asked = acquires(&bench.drain());
+    assert!(matches!(asked[..], [(5.., _)]), "{asked:?}");
+    bench.grant(asked[0].0, bench.session.pulse.last_seq());
+    assert_eq!(bench.outcomes(), [(2, granted(100 + asked[0].0))]);
+    assert!(bench.believes(2));
+    // It is a session like any other.
+    bench.break_stream();
+    bench.pass_backoff();
+    assert_eq!(bench.open().resume.expect("it is resumed").holds, [asked[0].0]);
 }
 
 #[test]
@@ -163,7 +205,7 @@ fn the_hold_limit_is_kept_here_too() {
     let id = bench.session.next_id;
     let ask = Ask { wait: Duration::from_secs(5), hold: Duration::from_millis(700), ..ask(2) };
     bench.session.acquire(bench.now, RequestRef(2), ask).expect("taken on");
-    bench.grant(id, 1);
+    bench.grant(id, 2);
     assert_eq!(bench.outcomes().len(), 1);
     assert!(bench.believes(2));
     bench.pass(650);
@@ -274,21 +316,21 @@ fn a_hello_is_bounded_by_all_keys_of_its_waiters() {
 #[test]
 fn many_releases_call_for_a_heartbeat_out_of_turn() {
     let mut bench = Bench::live();
-    bench.ack(1);
+    bench.ack(2);
     for owner in 1..=(FAREWELLS_MAX / 4) as u32 {
         bench.acquire(owner, 60_000);
         bench.session.cancel(RequestRef(owner));
     }
     bench.drain();
-    bench.ack(1);
-    bench.ack(1);
-    assert_eq!(heartbeats(&bench.drain()), [2], "one, and no second before it is answered");
+    bench.ack(2);
+    bench.ack(2);
+    assert_eq!(heartbeats(&bench.drain()), [3], "one, and no second before it is answered");
 }
 
 #[test]
 fn an_idle_session_is_closed_and_opened_anew() {
     let mut bench = Bench::live();
-    for beat in 2..70 {
+    for beat in 3..71 {
         bench.pass(1_000);
         bench.ack(beat);
         if !bench.session.is_busy() {
