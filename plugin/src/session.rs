@@ -41,6 +41,10 @@ pub const MARGIN: Duration = Duration::from_millis(200);
 pub const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
 /// A host answers a wait that is over by itself; if it does not, we do, after this long.
 pub const ANSWER_PATIENCE: Duration = Duration::from_millis(1_500);
+/// And after this long, if hosts come and go, so that it is asked again and again.
+pub const LAST_PATIENCE: Duration = Duration::from_millis(4_500);
+/// What a host said no to may be asked of it again after this long.
+pub const DECLINED_FOR: Duration = Duration::from_secs(2);
 /// A stream that was opened must be welcomed within this time.
 pub const GREETING_PATIENCE: Duration = Duration::from_secs(2);
 /// A host that takes longer than this to greet is passed over, if there is another one.
@@ -341,6 +345,9 @@ impl Session {
     fn ask_again(&mut self, now: Instant, waiter: Waiter) {
         if now < waiter.deadline {
             self.enqueue(now, waiter);
+        } else if self.link.is_live() && waiter.has_waited(now) {
+            // Its host is well: that it is too late is no absence of a host.
+            self.reject(waiter.owner, Rejection::WaitOver { retry_after: None });
         } else {
             self.decline(waiter, Decline::Late);
         }
@@ -393,11 +400,13 @@ impl Session {
     fn end_waits(&mut self, now: Instant) {
         let live = self.link.is_live();
         let patience = |waiter: &Waiter| {
-            if live && waiter.sent {
+            let here = if live && waiter.sent {
                 waiter.deadline.max(waiter.since) + ANSWER_PATIENCE
             } else {
                 waiter.deadline.max(waiter.since + CONNECT_PATIENCE)
-            }
+            };
+            // However often it is asked anew.
+            here.min(waiter.deadline + LAST_PATIENCE)
         };
         let over: Vec<u64> =
             self.waiters.iter().filter(|(_, waiter)| patience(waiter) <= now).map(|(&id, _)| id).collect();

@@ -47,7 +47,7 @@ impl Hosts {
             while let Some((mut waiter, decline)) = self.get_mut(from).and_then(|it| it.sessions.take_declined()) {
                 // Who was not reached was not asked.
                 if decline != Decline::Unreachable {
-                    waiter.note_decline(index);
+                    waiter.note_decline(now, index, decline);
                 }
                 match self.place_of_declined(now, from, &waiter, decline) {
                     Some(to) if self.has_room(to) => self.adopt(now, to, waiter),

@@ -2,7 +2,7 @@
 
 use super::farewells::Farewell;
 use super::link::Link;
-use super::{Names, Rejection, RequestRef, Session, TICK, WAITERS_MAX, Waiter};
+use super::{DECLINED_FOR, Names, Rejection, RequestRef, Session, TICK, WAITERS_MAX, Waiter};
 use crate::clock::Instant;
 
 /// What a look at the stream says about the host.
@@ -85,8 +85,12 @@ impl Waiter {
         self.declined_by
     }
 
-    /// One more of them.
-    pub fn note_decline(&mut self, index: usize) {
+    /// One more of them. What others said before it was asked here for a while is no news any more: they may be asked
+    /// again. (Not so who said that they do not know a hold: that search must end.)
+    pub fn note_decline(&mut self, now: Instant, index: usize, decline: Decline) {
+        if matches!(decline, Decline::NoStore | Decline::Late) && now >= self.since + DECLINED_FOR {
+            self.declined_by = ClusterSet::default();
+        }
         self.declined_by.insert(index);
     }
 

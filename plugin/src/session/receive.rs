@@ -124,7 +124,7 @@ impl Session {
         let retry_after = Some(Duration::from_millis(reject.retry_after_ms.into())).filter(|after| !after.is_zero());
         let rejection = match reject.reason() {
             RejectReason::StoreUnavailable | RejectReason::Draining => {
-                self.store.refused(now);
+                self.store.refused(now, waiter.keys().next().unwrap_or_default());
                 return self.decline(waiter, Decline::NoStore);
             }
             RejectReason::NoSuchHold => return self.decline(waiter, Decline::NoSuchHold),

@@ -156,6 +156,18 @@ impl Worker {
         self.phase = Phase::Left;
         self.line = Line::Down { from: clock::now() };
         self.table = Table::default();
+        let jobs = std::mem::take(&mut self.jobs);
+        let pending = self.pending.take_claims().into_iter().filter_map(|operation| match operation {
+            Operation::Claim { key, claim, .. } => Some((key, claim)),
+            Operation::Yield { .. } | Operation::EndLease => None,
+        });
+        for (key, claim) in jobs.claims().chain(pending) {
+            self.report(Event::Failed {
+                key,
+                claim,
+                error: StoreError::Rejected("this host has ended its lease".into()),
+            });
+        }
         self.pending.ended();
         self.report(Event::LeaseEnded);
     }

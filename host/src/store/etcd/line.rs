@@ -81,14 +81,18 @@ impl Worker {
 
     pub(super) fn linked(&mut self, established: Result<Established, Fault>) {
         let now = clock::now();
+        if matches!(self.phase, Phase::Left) {
+            // It ended while we connected: a lease that was made runs out.
+            self.line = Line::Down { from: now };
+            return;
+        }
         let established = match established {
             Ok(established) => established,
             Err(fault) => return self.not_linked(&fault),
         };
         let Established { link, me, meta, hosts, listed, anchor, witness } = established;
         match &mut self.phase {
-            // It ended while we connected: the lease that was made runs out.
-            Phase::Left => return,
+            Phase::Left => {}
             Phase::Joining { .. } => {
                 let Some(anchor) = anchor else { return self.disconnect("the incarnation has changed") };
                 if let Err(reason) = self.above_floor(meta, witness.revision) {

@@ -293,7 +293,11 @@ impl Worker {
             Message::Called { generation, calls } if generation == self.generation => self.called(calls),
             Message::WaitedFor { generation, keys } if generation == self.generation => match keys {
                 Ok(keys) => self.waited_for(keys),
-                Err(fault) => tracing::debug!(store = "etcd", %fault, "cannot ask who waits; later again"),
+                Err(fault) => {
+                    tracing::debug!(store = "etcd", %fault, "cannot ask who waits; soon again");
+                    self.rounds = QUEUE_ROUNDS - 1;
+                    self.next_round = self.next_round.min(now + self.beat_interval());
+                }
             },
             Message::Broken { generation, reason } if generation == self.generation => {
                 if matches!(self.line, Line::Up(_)) {

@@ -312,31 +312,41 @@ fn a_draining_host_does_not_count_as_one_that_comes_back() {
     }
 }
 
-/// Its heartbeats go well, and its claims do not.
+/// All who wait for a key are refused together.
 #[test]
-fn a_host_that_can_claim_nothing_is_passed_over() {
+fn one_bad_key_takes_no_host_away_from_the_others() {
     let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
-    bench.ask(100, &ab, 600_000);
-    for owner in 1..=5 {
-        assert_eq!((bench.changes(), bench.at("a").len()), (vec![], 1), "refusal {owner}");
+    bench.ask(100, &keys(&["a", "b"]).nth(1).expect("there are many"), 600_000);
+    for owner in 1..=20 {
         bench.ask(owner, &ab, 60_000);
         let id = *bench.at("a").last().expect("it was asked");
         bench.reject("a", id, RejectReason::StoreUnavailable);
     }
     bench.pass(TICK * 2);
+    assert_eq!((bench.changes(), bench.at("a").len(), bench.at("b").len()), (vec![], 1, 20));
+}
+
+/// Its heartbeats go well, and its claims do not.
+#[test]
+fn a_host_that_can_claim_nothing_is_passed_over() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    let refuse = |bench: &mut Bench, owners: std::ops::RangeInclusive<u32>| {
+        for (owner, key) in owners.zip(keys(&["a", "b"])) {
+            assert_eq!((bench.changes(), bench.at("a").len()), (vec![], 1), "refusal {owner}");
+            bench.ask(owner, &key, 60_000);
+            let id = *bench.at("a").last().expect("it was asked");
+            bench.reject("a", id, RejectReason::StoreUnavailable);
+        }
+    };
+    bench.ask(100, &ab, 600_000);
+    refuse(&mut bench, 1..=5);
+    bench.pass(TICK * 2);
     assert_eq!(bench.changes(), [told("a", Change::Left(Absence::Unable))]);
     assert_eq!((bench.at("a").len(), bench.at("b").len()), (0, 6), "who waits there goes too");
     bench.ask(6, &ab, 0);
     assert_eq!(bench.at("b").len(), 7, "at once");
-    // In time it is tried again, and one refusal is enough then.
+    // In time it is tried again.
     bench.pass(Duration::from_secs(6));
-    assert_eq!(bench.changes(), [told("a", Change::Returned)]);
-    bench.ask(7, &ab, 60_000);
-    let id = bench.at("a")[0];
-    bench.reject("a", id, RejectReason::StoreUnavailable);
-    assert_eq!(bench.changes(), [told("a", Change::Left(Absence::Unable))]);
-    // A grant says that all is well.
-    bench.pass(Duration::from_secs(12));
     assert_eq!(bench.changes(), [told("a", Change::Returned)]);
     bench.outcomes.clear();
     bench.ask(8, &ab, 60_000);

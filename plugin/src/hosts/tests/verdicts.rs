@@ -186,3 +186,18 @@ fn who_comes_to_a_full_session_from_a_dead_host_is_told_that_all_are_busy() {
     bench.pass(Duration::from_millis(200));
     bench.is_rejected(9_999, Rejection::Busy { retry_after: None });
 }
+
+/// What a host said at the beginning of a long wait says nothing at its end.
+#[test]
+fn who_was_declined_long_ago_is_asked_again() {
+    let (mut bench, ab) = (Bench::new(&["a", "b"]), key(&["a", "b"]));
+    bench.ask(1, &ab, 60_000);
+    let id = bench.at("a")[0];
+    bench.reject("a", id, RejectReason::StoreUnavailable);
+    assert_eq!((bench.at("a").len(), bench.at("b").len()), (0, 1));
+    bench.pass(Duration::from_secs(30));
+    let id = bench.at("b")[0];
+    bench.reject("b", id, RejectReason::StoreUnavailable);
+    assert_eq!((bench.at("a").len(), bench.at("b").len()), (1, 0));
+    assert_eq!(bench.outcomes, []);
+}
