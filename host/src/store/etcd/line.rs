@@ -75,7 +75,12 @@ impl Worker {
         self.endpoint = self.endpoint.wrapping_add(1);
         // Not all hosts at once.
         let pause = self.pause.mul_f64(0.5 + f64::from(random_byte()) / 512.0);
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        // A lease must not run out in a pause.
+        let max = match self.phase {
+            Phase::Member(_) => (self.config.lease_ttl / 10).min(PAUSE_MAX),
+            Phase::Joining { .. } | Phase::Left => PAUSE_MAX,
+        };
+        self.pause = (self.pause * 2).min(max);
         pause
     }
 
