@@ -434,7 +434,8 @@ impl Worker {
 
     pub(super) fn failing(&mut self, reason: &str) {
         if matches!(self.health, Health::Working) {
-            tracing::warn!(store = "etcd", reason, "the store does not work; trying again");
+            let endpoint = self.config.endpoints.get(self.endpoint % self.config.endpoints.len().max(1));
+            tracing::warn!(store = "etcd", endpoint, reason, "the store does not work; trying again");
         }
         self.health = Health::Failing(reason.to_owned());
     }
