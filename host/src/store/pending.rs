@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 
 use turnstile_core::LockKey;
 
-use crate::store::Operation;
+use crate::store::{Event, Operation, StoreError};
 
 /// Every operation that was submitted and is neither carried out nor answered.
 #[derive(Debug, Default)]
@@ -140,8 +140,19 @@ impl Pending {
         self.turns.is_empty() && self.after_end.is_none()
     }
 
+    /// Takes out everything, and answers it as if it were carried out where nothing is left: claims fail, a yield has no
+    /// object any more, nor has the end of a lease.
+    pub(in crate::store) fn answers(&mut self, error: impl Fn() -> StoreError) -> Vec<Event> {
+        let answer = |operation| match operation {
+            Operation::Claim { key, claim, .. } => Some(Event::Failed { key, claim, error: error() }),
+            Operation::Yield { .. } => None,
+            Operation::EndLease => Some(Event::LeaseEnded),
+        };
+        self.take_all().into_iter().filter_map(answer).collect()
+    }
+
     /// Everything, in an order in which it can be answered.
-    pub(in crate::store) fn take_all(&mut self) -> Vec<Operation> {
+    fn take_all(&mut self) -> Vec<Operation> {
         let Self { mut by_key, turns, after_end } = std::mem::take(self);
         let mut all: Vec<Operation> = turns.iter().filter_map(|key| by_key.remove(key)).flatten().collect();
         if let Some(after_end) = after_end {

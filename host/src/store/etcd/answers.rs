@@ -1,13 +1,10 @@
 //! What comes of transactions: each key's part of an answer moves its job on.
 
-use std::time::Duration;
-
 use etcd_client::{TxnOpResponse, TxnResponse};
 use turnstile_core::{Instant, LockKey};
 
 use super::decide::Want;
 use super::jobs::REFUSALS_MAX;
-use super::layout::RecordValue;
 use super::link::{Fault, Meta, parse_meta};
 use super::table::Entry;
 use super::txn::{self, Foreign, Seen, Write, Written};
@@ -151,7 +148,7 @@ impl Worker {
             Write::Raise { record, .. } => {
                 let until = match self.table.get(&key) {
                     Some(Entry::Owned(owned)) => owned.quarantined_until,
-                    Some(Entry::Queued(_) | Entry::Unsure) | None => quarantine_from_now(&record),
+                    Some(Entry::Queued(_) | Entry::Unsure) | None => record.quarantine_from(clock::now()),
                 };
                 self.own(key, revision, record, until, rivals);
             }
@@ -219,12 +216,5 @@ impl Worker {
             Some(Want::Look) => self.finish(&key),
             None => {}
         }
-    }
-}
-
-fn quarantine_from_now(record: &RecordValue) -> Instant {
-    match record.inherited_ms {
-        0 => Instant::default(),
-        inherited_ms => clock::now() + Duration::from_millis(inherited_ms),
     }
 }

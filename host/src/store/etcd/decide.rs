@@ -116,15 +116,7 @@ impl Circumstances<'_> {
 
     /// A record that was handed to us, or that we took over without being told.
     fn handed(&self, record: &Record) -> Step {
-        Step::Gained { record: record.clone(), quarantined_until: self.quarantine_of(&record.value) }
-    }
-
-    /// Until when the quarantine of a record lasts whose taking over we missed.
-    pub(super) fn quarantine_of(&self, value: &RecordValue) -> Instant {
-        match value.inherited_ms {
-            0 => Instant::default(),
-            inherited_ms => self.now + Duration::from_millis(inherited_ms),
-        }
+        Step::Gained { record: record.clone(), quarantined_until: record.value.quarantine_from(self.now) }
     }
 
     /// The record is not ours. `put` the place again even if we have one (it may remember more).
@@ -208,7 +200,7 @@ impl Circumstances<'_> {
             return Step::Nothing { nudge: seen.first().filter(|_| orphan).map(str::to_owned) };
         };
         if !matches!(entry, Some(Entry::Owned(_))) && record.value.inherited_ms > 0 {
-            let quarantined_until = self.quarantine_of(&record.value);
+            let quarantined_until = record.value.quarantine_from(self.now);
             return Step::KeptForQuarantine { record: record.clone(), quarantined_until };
         }
         self.pass_on(record.revision, &seen.rivals(self.me))

@@ -1,6 +1,6 @@
 //! What is being done about keys: decided one by one, sent many at a time, concluded when the answer comes.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use turnstile_core::{ClaimId, Epoch, Instant, LockKey, Token};
@@ -10,13 +10,10 @@ use super::lanes::Lanes;
 use super::layout::RecordValue;
 use super::link::Fault;
 use super::table::{Entry, Owned, Queued, Told};
-use super::txn::{self, Call, Handed, READ_MAX, Rivals, Seen, Telling, Write};
+use super::txn::{self, Call, Handed, READ_MAX, Rivals, Seen, WRITE_MAX, Write};
 use super::worker::{What, Worker, unix_s};
 use crate::store::{Event, Operation, StoreError};
 
-/// Keys in one transaction that writes. etcd takes 128 operations, those of a nested transaction (up to six here) among
-/// them, and each key may wake another host.
-const WRITE_MAX: usize = 60;
 /// Transactions under way at once, of each kind: more would only make each smaller.
 const FLIGHTS_MAX: usize = 2;
 /// Operations that are taken up before others are done.
@@ -455,59 +452,28 @@ impl Worker {
         if self.jobs.nudges.is_empty() {
             return;
         }
-        let Some(member) = self.member() else { return };
         let count = self.jobs.nudges.len().min(WRITE_MAX);
-        let mut wakes: HashMap<&str, Vec<&LockKey>> = HashMap::new();
-        for (name, key) in self.jobs.nudges.iter().take(count) {
-            wakes.entry(name).or_default().push(key);
-        }
-        let operations =
-            wakes.into_iter().map(|(name, keys)| txn::wake(&self.layout, &member.me, name, &keys)).collect();
-        let transaction = txn::guarded(&self.layout, &member.me, member.meta.revision, operations);
-        self.jobs.nudges.drain(..count);
+        let nudges: Vec<(String, LockKey)> = self.jobs.nudges.drain(..count).collect();
+        let Some(member) = self.member() else { return };
+        let transaction = txn::nudge(&self.layout, &member.me, member.meta.revision, &nudges);
         self.send(transaction, What::Nudges);
     }
 
     fn send_writes(&mut self) {
+        let Some((me, meta)) = self.member().map(|member| (member.me.clone(), member.meta.revision)) else { return };
         while self.jobs.writes_flying < FLIGHTS_MAX && !self.jobs.to_write.is_empty() {
-            if self.member().is_none() {
-                return;
-            }
             let writes = self.jobs.to_write.take(WRITE_MAX);
-            let Some(member) = self.member() else { return };
-            let (me, meta, layout) = (&member.me, member.meta.revision, &self.layout);
-            let mut wakes: HashMap<&str, Vec<&LockKey>> = HashMap::new();
-            for (key, write) in &writes {
-                if let Some(name) = write.wakes() {
-                    wakes.entry(name).or_default().push(key);
-                }
-            }
-            let telling = |write: &Write| match write {
-                Write::HandOver { head, .. } if wakes.get(head.name.as_str()).is_some_and(|keys| keys.len() == 1) => {
-                    Telling::Within { meta_revision: meta }
-                }
-                _ => Telling::Apart,
-            };
-            let operation = |(key, write): &(LockKey, Write)| write.operation(layout, me, key, telling(write));
-            let mut operations: Vec<_> = writes.iter().map(operation).collect();
-            let apart = |write: &&(LockKey, Write)| telling(&write.1) == Telling::Apart;
-            let names: HashSet<&str> = writes.iter().filter(apart).filter_map(|(_, write)| write.wakes()).collect();
-            let apart = wakes.iter().filter(|(name, _)| names.contains(*name));
-            operations.extend(apart.map(|(name, keys)| txn::wake(layout, me, name, keys)));
-            let transaction = txn::guarded(layout, me, meta, operations);
+            let transaction = txn::write(&self.layout, &me, meta, &writes);
             self.jobs.writes_flying += 1;
             self.send(transaction, What::Writes(writes));
         }
     }
 
     fn send_reads(&mut self) {
+        let Some((me, meta)) = self.member().map(|member| (member.me.clone(), member.meta.revision)) else { return };
         while self.jobs.reads_flying < FLIGHTS_MAX && !self.jobs.to_read.is_empty() {
-            if self.member().is_none() {
-                return;
-            }
             let keys = self.jobs.to_read.take(READ_MAX);
-            let Some(member) = self.member() else { return };
-            let transaction = txn::read(&self.layout, &member.me, member.meta.revision, &keys);
+            let transaction = txn::read(&self.layout, &me, meta, &keys);
             self.jobs.reads_flying += 1;
             self.send(transaction, What::Reads(keys));
         }

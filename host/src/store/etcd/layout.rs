@@ -11,8 +11,10 @@
 //!
 //! A lock key has no spaces, so a space ends it.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
-use turnstile_core::LockKey;
+use turnstile_core::{Instant, LockKey};
 
 /// What this version writes.
 pub(super) const SCHEMA: u32 = 1;
@@ -116,6 +118,16 @@ pub(super) struct RecordValue {
     pub(super) inherited_ms: u64,
     /// When it was gained, in Unix seconds of the owner's wall clock: for people only.
     pub(super) since_unix_s: u64,
+}
+
+impl RecordValue {
+    /// Until when its quarantine lasts, if we knew nothing of that before `now`.
+    pub(super) fn quarantine_from(&self, now: Instant) -> Instant {
+        match self.inherited_ms {
+            0 => Instant::default(),
+            inherited_ms => now + Duration::from_millis(inherited_ms),
+        }
+    }
 }
 
 /// A place in a queue; its order is that of create revisions.

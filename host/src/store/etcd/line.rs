@@ -96,10 +96,8 @@ impl Worker {
             Err(fault) => return self.not_linked(&fault),
         };
         let Established { link, me, meta, hosts, listed, anchor, witness } = established;
-        match &mut self.phase {
-            Phase::Left => {}
-            Phase::Joining { .. } => {
-                let Some(anchor) = anchor else { return self.disconnect("the incarnation has changed") };
+        match (&mut self.phase, anchor) {
+            (Phase::Joining { .. }, Some(anchor)) => {
                 if let Err(reason) = self.above_floor(meta, witness.revision) {
                     self.disconnect(&reason);
                     self.line = Line::Down { from: now + PAUSE_MAX };
@@ -118,15 +116,13 @@ impl Worker {
                 self.next_beat = anchor + self.beat_interval();
                 self.report(Event::LeaseRenewed { until: leased_until });
             }
-            Phase::Member(member) => {
-                if member.me.name != me.name {
-                    return self.disconnect("the incarnation has changed");
-                }
+            (Phase::Member(member), None) if member.me.name == me.name => {
                 member.beating = false;
                 // Most of the TTL may be gone in connecting.
                 self.next_beat = now;
                 self.learn(meta);
             }
+            _ => return self.disconnect("the incarnation has changed"),
         }
         self.witness.join(witness);
         self.line = Line::Up(Box::new(link));

@@ -192,7 +192,7 @@ pub(super) async fn establish(errand: Errand) -> Result<Established, Fault> {
         client.lease_client().keep_alive(me.lease).await.map_err(|error| Fault::of_read(&error))
     })
     .await;
-    let (watch, ids) = within(config, open_watches(layout, &mut client, &me)).await?;
+    let (watch, of_hosts) = within(config, open_watches(layout, &mut client, &me)).await?;
     let before = witness;
     let hosts = within(config, async {
         let options = GetOptions::new().with_prefix();
@@ -209,7 +209,7 @@ pub(super) async fn establish(errand: Errand) -> Result<Established, Fault> {
     let listener = Listener {
         layout: layout.clone(),
         generation: errand.generation,
-        ids,
+        of_hosts,
         keep: config.lease_ttl / KEEPALIVES_PER_TTL,
         messages: errand.messages,
     };
@@ -331,20 +331,15 @@ async fn register(
     Ok((Me { name, lease, created }, anchor))
 }
 
-/// Which of the two watches an event is of.
-struct WatchIds {
-    hosts: i64,
-}
-
-/// Opens both watches on one stream, and waits until they stand.
-async fn open_watches(layout: &Layout, client: &mut Client, me: &Me) -> Result<(WatchStream, WatchIds), Fault> {
+/// Opens both watches on one stream, and waits until they stand; with the id of that on hosts.
+async fn open_watches(layout: &Layout, client: &mut Client, me: &Me) -> Result<(WatchStream, i64), Fault> {
     let fault = |error: Error| Fault::of_read(&error);
     let hosts = WatchOptions::new().with_prefix().with_prev_key();
     let mut watch = client.watch(layout.hosts(), Some(hosts)).await.map_err(fault)?;
-    let ids = WatchIds { hosts: created(&mut watch).await? };
+    let of_hosts = created(&mut watch).await?;
     watch.watch(layout.wake(&me.name), None).await.map_err(fault)?;
     created(&mut watch).await?;
-    Ok((watch, ids))
+    Ok((watch, of_hosts))
 }
 
 /// Waits for the answer that a watch stands. Events of the first one may come before that of the second: the list of
@@ -414,7 +409,8 @@ pub(super) fn sight(layout: &Layout, kv: &KeyValue) -> Option<Sight> {
 struct Listener {
     layout: Layout,
     generation: u64,
-    ids: WatchIds,
+    /// The watch on hosts; the other one is on our wake key.
+    of_hosts: i64,
     keep: Duration,
     messages: UnboundedSender<Message>,
 }
@@ -448,7 +444,7 @@ impl Listener {
         if response.canceled() {
             return Some(self.broken(format!("the watch was cancelled: {}", response.cancel_reason())));
         }
-        if response.watch_id() == self.ids.hosts {
+        if response.watch_id() == self.of_hosts {
             let news = response.events().iter().filter_map(|event| self.news(event)).collect();
             let _ = self.messages.send(Message::Hosts { generation: self.generation, news });
         } else {

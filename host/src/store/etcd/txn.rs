@@ -4,6 +4,8 @@
 //! not hold any more, the same round trip brings what is there now. A transaction as a whole is guarded by our own
 //! liveness: what we send can land only while our lease lives.
 
+use std::collections::BTreeMap;
+
 use etcd_client::{
     Compare, CompareOp, GetOptions, GetResponse, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
     TxnResponse,
@@ -153,9 +155,42 @@ pub(super) fn read(layout: &Layout, me: &Me, meta_revision: i64, keys: &[LockKey
 /// Keys in one [`read`]: etcd takes 128 operations unless told otherwise.
 pub(super) const READ_MAX: usize = 40;
 
+/// Keys in one transaction that writes. etcd takes 128 operations, those of a nested transaction (up to six here) among
+/// them, and each key may wake another host.
+pub(super) const WRITE_MAX: usize = 60;
+/// Carries out the writes, and wakes whom they are for.
+pub(super) fn write(layout: &Layout, me: &Me, meta_revision: i64, writes: &[(LockKey, Write)]) -> Txn {
+    let mut wakes: BTreeMap<&str, Vec<&(LockKey, Write)>> = BTreeMap::new();
+    for write in writes {
+        if let Some(name) = write.1.wakes() {
+            wakes.entry(name).or_default().push(write);
+        }
+    }
+    // A wake key can be written once in a transaction.
+    let within = |writes: &[&(LockKey, Write)]| matches!(writes, [(_, Write::HandOver { .. })]);
+    let telling = |write: &Write| match write.wakes().and_then(|name| wakes.get(name)) {
+        Some(writes) if within(writes) => Telling::Within { meta_revision },
+        Some(_) | None => Telling::Apart,
+    };
+    let operations = writes.iter().map(|(key, write)| write.operation(layout, me, key, telling(write)));
+    let apart = wakes.iter().filter(|(_, writes)| !within(writes));
+    let apart = apart.map(|(name, writes)| wake(layout, me, name, writes.iter().map(|(key, _)| key)));
+    guarded(layout, me, meta_revision, operations.chain(apart).collect())
+}
+
+/// Wakes these hosts to look at these keys.
+pub(super) fn nudge(layout: &Layout, me: &Me, meta_revision: i64, nudges: &[(String, LockKey)]) -> Txn {
+    let mut wakes: BTreeMap<&str, Vec<&LockKey>> = BTreeMap::new();
+    for (name, key) in nudges {
+        wakes.entry(name).or_default().push(key);
+    }
+    let operations = wakes.into_iter().map(|(name, keys)| wake(layout, me, name, keys.into_iter()));
+    guarded(layout, me, meta_revision, operations.collect())
+}
+
 /// Wakes the host, if it lives.
-pub(super) fn wake(layout: &Layout, me: &Me, name: &str, keys: &[&LockKey]) -> TxnOp {
-    let keys: Vec<&str> = keys.iter().map(|key| key.as_str()).collect();
+fn wake<'k>(layout: &Layout, me: &Me, name: &str, keys: impl Iterator<Item = &'k LockKey>) -> TxnOp {
+    let keys: Vec<&str> = keys.map(LockKey::as_str).collect();
     let put = put_wake(layout, me, name, keys.join(" "));
     let lives = Compare::create_revision(layout.host(name), CompareOp::Greater, 0);
     TxnOp::txn(Txn::new().when([lives]).and_then([put]))
@@ -210,7 +245,7 @@ impl Call {
 
 /// How the one that a write wakes is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Telling {
+enum Telling {
     /// By another operation of the transaction, which wakes it for all its keys, whatever becomes of this write.
     Apart,
     /// By this very write, if it lands. For one write a transaction and host only: a key is written once in each.
@@ -219,7 +254,7 @@ pub(super) enum Telling {
 
 impl Write {
     /// Whom to wake when this is written.
-    pub(super) fn wakes(&self) -> Option<&str> {
+    fn wakes(&self) -> Option<&str> {
         match self {
             Self::Enqueue { wake, .. } => wake.as_deref(),
             Self::HandOver { head, .. } => Some(&head.name),
@@ -240,7 +275,7 @@ impl Write {
         }
     }
 
-    pub(super) fn operation(&self, layout: &Layout, me: &Me, key: &LockKey, telling: Telling) -> TxnOp {
+    fn operation(&self, layout: &Layout, me: &Me, key: &LockKey, telling: Telling) -> TxnOp {
         let record_is = |revision| Compare::mod_revision(layout.record(key), CompareOp::Equal, revision);
         let nobody_waits = || Compare::create_revision(layout.queue(key), CompareOp::Equal, 0).with_prefix();
         let put_record = |record: &RecordValue| TxnOp::put(layout.record(key), json(record), None);

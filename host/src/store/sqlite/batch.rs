@@ -25,19 +25,13 @@ enum Outcome {
 }
 
 impl Worker {
-    /// Answers what waits without carrying it out: a yield has no object any more, nor has the end of a lease.
+    /// Answers what waits without carrying it out.
     pub(super) fn answer_all(&mut self, reason: &str, error: fn(String) -> StoreError) {
-        for operation in self.pending.take_all() {
-            match operation {
-                Operation::Claim { key, claim, .. } => {
-                    self.report(Event::Failed { key, claim, error: error(reason.to_owned()) });
-                }
-                Operation::Yield { .. } => {}
-                Operation::EndLease => {
-                    self.phase = Phase::Left;
-                    self.report(Event::LeaseEnded);
-                }
+        for answer in self.pending.answers(|| error(reason.to_owned())) {
+            if answer == Event::LeaseEnded {
+                self.phase = Phase::Left;
             }
+            self.report(answer);
         }
     }
 
